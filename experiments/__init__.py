@@ -1,0 +1,1 @@
+"""Hydra programs over :mod:`lvsoftmax`: train, evaluate, compare, report."""

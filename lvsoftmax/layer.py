@@ -1,0 +1,271 @@
+"""The one interface: what every output layer is, and the dense table that most of them share.
+
+Letters in shapes: ``tokens`` in a batch, ``hidden`` size, ``vocab`` size. Word ids are frequency ranks: word 0 is the
+most frequent one. Log-probabilities and losses are in nats.
+"""
+
+import math
+import zlib
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from lvsoftmax.ops.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_loss
+from lvsoftmax.ops.noise import Sample
+from lvsoftmax.ops.softmax import gumbel_argmax, log_softmax, logsumexp
+
+
+class OutputLayer(nn.Module, ABC):
+    """A distribution over ``vocab`` words given a hidden vector.
+
+    ``log_prob`` defines a layer: a class with only a constructor and ``log_prob`` is complete and correct. ``nll``,
+    ``loss``, ``topk`` and ``sample`` may be overridden, only to be faster. A layer that does not define ``forward``
+    trains on its exact likelihood; one that does is a surrogate, and is still evaluated exactly through ``nll``.
+
+    Args:
+        hidden_size: D, the width of the hidden vectors.
+        counts: ``[vocab]`` training frequency of each word, non-increasing (ids are ranks), finite, not all zero.
+
+    Raises:
+        ValueError: ``hidden_size`` or ``counts`` cannot describe a layer.
+    """
+
+    full_support: bool = True
+    """False when probabilities may be exactly zero (sparsemax, entmax)."""
+
+    learning_rate_scale: float = 1.0
+    """Factor on the global learning rate for this layer's parameters, unless the user sets their rate."""
+
+    def __init__(self, hidden_size: int, counts: Tensor) -> None:
+        super().__init__()
+        check_counts(counts)
+        if hidden_size < 1:
+            raise ValueError(f"hidden_size={hidden_size}: must be at least 1")
+        self.hidden_size = hidden_size
+        self.vocab_size = len(counts)
+        self._seed = torch.initial_seed() ^ zlib.crc32(type(self).__name__.encode())
+        self._generators: dict[str, torch.Generator] = {}
+
+    # -- the distribution ---------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def log_prob(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens vocab"]:
+        """Return the log-probability of every word: exact, normalised, differentiable."""
+
+    def nll(self, hidden: Float[Tensor, "tokens hidden"], target: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
+        """Return the exact ``-log p(target | hidden)`` of each token, in nats."""
+        return -self.log_prob(hidden).gather(1, target[:, None]).squeeze(1)
+
+    def topk(
+        self, hidden: Float[Tensor, "tokens hidden"], k: int
+    ) -> tuple[Float[Tensor, "tokens k"], Int[Tensor, "tokens k"]]:
+        """Return the ``k`` largest log-probabilities and their word ids, in falling order."""
+        values, ids = self.log_prob(hidden).topk(k, dim=1)
+        return values, ids
+
+    def sample(self, hidden: Float[Tensor, "tokens hidden"], temperature: float = 1.0) -> Int[Tensor, "tokens"]:
+        """Draw one word per token from ``p^(1/temperature)``; temperature 0 takes the most probable word."""
+        if temperature < 0:
+            raise ValueError(f"temperature={temperature}: must not be negative")
+        with torch.no_grad():
+            log_prob = self.log_prob(hidden)
+            if temperature == 0:
+                return log_prob.argmax(1)
+            return gumbel_argmax(log_prob / temperature, self.generator(hidden.device))
+
+    def log_partition(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens"] | None:
+        """Return the log of the sum that normalises each token's scores; None where the layer has none."""
+        return None
+
+    # -- training -----------------------------------------------------------------------------------------------
+
+    def draw(
+        self,
+        hidden: Float[Tensor, "tokens hidden"],
+        target: Int[Tensor, "tokens"],
+        previous: Int[Tensor, "tokens"] | None = None,
+    ) -> Sample | None:
+        """Draw the random part of ``forward``, from this layer's own generator; None for layers without one."""
+        return None
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "tokens hidden"],
+        target: Int[Tensor, "tokens"],
+        previous: Int[Tensor, "tokens"] | None = None,
+        sample: Sample | None = None,
+    ) -> Float[Tensor, "tokens"]:
+        """Return the training objective of each token, in nats.
+
+        Args:
+            hidden: hidden vectors.
+            target: the word to predict, in ``[0, vocab)``.
+            previous: the word before each target; serves conditional noise and is ignored by everyone else.
+            sample: what ``draw`` returned, where the draws are to be given; drawn here otherwise.
+
+        Returns:
+            One value per token. The exact negative log-likelihood, unless the layer is a surrogate.
+        """
+        return self.nll(hidden, target)
+
+    def loss(
+        self,
+        hidden: Float[Tensor, "tokens hidden"],
+        target: Int[Tensor, "tokens"],
+        weight: Float[Tensor, "tokens"],
+        previous: Int[Tensor, "tokens"] | None = None,
+        sample: Sample | None = None,
+    ) -> Float[Tensor, ""]:
+        """Return ``sum(weight * forward)``: what training calls.
+
+        The weights (a mask, one over a count) are known before the forward pass, so that a layer may compute its
+        gradients there.
+        """
+        return (weight * self(hidden, target, previous, sample)).sum()
+
+    def embed(self, ids: Int[Tensor, "..."]) -> Float[Tensor, "... hidden"]:
+        """Look ``ids`` up in the output table, for a model that ties its input embedding to it.
+
+        Raises:
+            ValueError: the layer has no row per word.
+        """
+        raise ValueError(f"{type(self).__name__} has no table with one row per word to tie to; set model.tie=false")
+
+    def observe(self, target: Int[Tensor, "..."]) -> None:
+        """Announce a stretch of coming training targets; the layer may adapt its buffers to them."""
+
+    def refresh(self) -> None:
+        """Rebuild whatever follows the parameters (adaptive noise); called at intervals by the training loop."""
+
+    def diagnostics(self) -> dict[str, float]:
+        """Return the layer's own numbers worth logging, about its latest training step."""
+        return {}
+
+    # -- randomness ---------------------------------------------------------------------------------------------
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        """Return this layer's own random stream on ``device``; the global one is never touched."""
+        key = str(device)
+        if key not in self._generators:
+            self._generators[key] = torch.Generator(device).manual_seed(self._seed)
+        return self._generators[key]
+
+    def generator_state(self) -> dict[str, Tensor]:
+        """Return the states of the random streams used so far, for a checkpoint."""
+        return {device: generator.get_state() for device, generator in self._generators.items()}
+
+    def load_generator_state(self, state: dict[str, Tensor]) -> None:
+        """Continue the random streams of a checkpoint."""
+        for device, value in state.items():
+            self.generator(torch.device(device)).set_state(value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Generators cannot be copied or pickled; their states can.
+        state = self.__dict__.copy()
+        state["_generators"] = self.generator_state()
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        generators = state.pop("_generators")
+        super().__setstate__(state)
+        self._generators = {}
+        self.load_generator_state(generators)
+
+
+class DenseOutputLayer(OutputLayer):
+    """One table with a row per word, ``logits = hidden @ weight.T + bias``, and a hook that normalises them.
+
+    With the default hook (``log_softmax``), ``nll`` and ``loss`` go through :mod:`lvsoftmax.ops.linear_cross_entropy`
+    and never hold ``[tokens, vocab]``. Surrogates over the table differ in ``forward`` (and ``loss``) only.
+
+    The table starts uniform in ``+-1/sqrt(hidden_size)``, the bias at the log of the words' relative frequency (each
+    count raised by one), so that an untrained layer already predicts about the unigram distribution.
+
+    Args:
+        hidden_size: D, the width of the hidden vectors.
+        counts: ``[vocab]`` training frequency of each word, non-increasing.
+        bias: whether words have a bias.
+        sparse: row-sparse gradients of the table and the bias, for objectives that touch few rows.
+    """
+
+    def __init__(self, hidden_size: int, counts: Tensor, *, bias: bool = True, sparse: bool = False) -> None:
+        super().__init__(hidden_size, counts)
+        self.sparse = sparse
+        self.weight = nn.Parameter(torch.empty(self.vocab_size, hidden_size))
+        self.bias = nn.Parameter(unigram_log_prob(counts)) if bias else None
+        nn.init.uniform_(self.weight, -1 / math.sqrt(hidden_size), 1 / math.sqrt(hidden_size))
+
+    def normalise(self, logits: Float[Tensor, "tokens vocab"]) -> Float[Tensor, "tokens vocab"]:
+        """Turn logits into log-probabilities; the hook that other normalisers override."""
+        return log_softmax(logits, dim=1)
+
+    def operands(self, hidden: Float[Tensor, "tokens hidden"]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return hidden, table and bias as they enter the product; the hook for scaling the logits."""
+        return hidden, self.weight, self.bias
+
+    def logits(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens vocab"]:
+        """Return the score of every word."""
+        return F.linear(*self.operands(hidden))
+
+    def log_prob(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens vocab"]:
+        """Return the normalised logits."""
+        return self.normalise(self.logits(hidden))
+
+    def nll(self, hidden: Float[Tensor, "tokens hidden"], target: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
+        """Return the exact negative log-likelihood, without ``[tokens, vocab]`` under the default hook."""
+        if self._normalises_by_softmax():
+            return linear_cross_entropy(*self.operands(hidden), target)
+        return super().nll(hidden, target)
+
+    def loss(
+        self,
+        hidden: Float[Tensor, "tokens hidden"],
+        target: Int[Tensor, "tokens"],
+        weight: Float[Tensor, "tokens"],
+        previous: Int[Tensor, "tokens"] | None = None,
+        sample: Sample | None = None,
+    ) -> Float[Tensor, ""]:
+        """Return ``sum(weight * forward)``; exact layers under the default hook take gradients on the way."""
+        if self._normalises_by_softmax() and type(self).forward is OutputLayer.forward:
+            return linear_cross_entropy_loss(*self.operands(hidden), target, weight)
+        return super().loss(hidden, target, weight, previous, sample)
+
+    def log_partition(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens"] | None:
+        """Return the log-sum-exp of the logits, under the default hook."""
+        return logsumexp(self.logits(hidden), dim=1) if self._normalises_by_softmax() else None
+
+    def embed(self, ids: Int[Tensor, "..."]) -> Float[Tensor, "... hidden"]:
+        """Look ``ids`` up in the table."""
+        return F.embedding(ids, self.weight, sparse=self.sparse)
+
+    def _normalises_by_softmax(self) -> bool:
+        return type(self).normalise is DenseOutputLayer.normalise
+
+
+def check_counts(counts: Tensor) -> None:
+    """Raise ``ValueError`` unless ``counts`` are the frequencies of at least two words ranked by them."""
+    if not isinstance(counts, Tensor) or counts.ndim != 1:
+        raise ValueError(f"counts must be a tensor of one dimension, [vocab]; got {getattr(counts, 'shape', counts)}")
+    if len(counts) < 2:
+        raise ValueError(f"counts has {len(counts)} words: a distribution needs at least 2; lower data.min_count")
+    if not torch.isfinite(counts).all() or (counts < 0).any():
+        raise ValueError(f"counts must be finite and not negative; the smallest is {counts.min().item()}")
+    if not (counts > 0).any():
+        raise ValueError("counts are all zero; count the words of the training text")
+    rising = (counts[1:] > counts[:-1]).nonzero()
+    if len(rising):
+        first = int(rising[0]) + 1
+        raise ValueError(
+            f"counts must not increase (word ids are frequency ranks), but counts[{first}]={counts[first].item()} > "
+            f"counts[{first - 1}]={counts[first - 1].item()}; sort the vocabulary or wrap the layer in Permuted"
+        )
+
+
+def unigram_log_prob(counts: Tensor) -> Tensor:
+    """Return the log of the relative frequencies with one added to every count, so that none is zero."""
+    raised = counts.double() + 1
+    return (raised / raised.sum()).log().float()

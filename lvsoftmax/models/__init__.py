@@ -1,0 +1,1 @@
+"""Backbones and the language model that joins one to an output layer."""

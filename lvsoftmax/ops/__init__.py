@@ -1,0 +1,1 @@
+"""Pure functions on tensors: all numerics, no parameters, no modules, no configuration."""

@@ -1,0 +1,5 @@
+"""Cross-entropy of a linear layer's logits without ever holding ``[tokens, vocab]``."""
+
+from lvsoftmax.ops.linear_cross_entropy.reference import linear_cross_entropy, linear_cross_entropy_loss
+
+__all__ = ["linear_cross_entropy", "linear_cross_entropy_loss"]
