@@ -1,0 +1,321 @@
+"""Optimisers that take dense and row-sparse gradients in one object.
+
+A table of a million rows of which a step touches a few thousand must be updated in those rows only, or the update costs
+more than everything before it. Layers mark such tables with ``sparse=True``; their gradient is then a sparse COO tensor
+with one sparse dimension, the row. The other parameters of a model have dense gradients. One optimiser serves both, and
+a parameter may change from one kind to the other between steps (torch adds a sparse and a dense gradient of one tied
+table to a dense one).
+
+Dense gradients go through torch's own fused kernels. A row-sparse gradient is coalesced once (unique rows, summed
+values), and the update reads and writes these rows only: no temporary has the size of the table. On CUDA, coalescing
+needs the number of unique rows on the host; nothing else here waits for the device.
+
+**Untouched rows are left alone** ("lazy" updates):
+
+* moments, momentum and accumulators of a row neither decay nor move a row in a step that does not touch it,
+* weight decay applies to the rows touched by a step, so that a rare word decays less than a frequent one,
+* Adam's bias correction counts the steps of the whole parameter, not those of the row.
+
+In a step that touches every row the result is that of the dense step. SGD without momentum and Adagrad give the dense
+result in every step (without weight decay); for Adam and for momentum the rows that a step does not touch differ.
+
+State is allocated and written once, with the shape of the parameter, at the first step that has a gradient for it: the
+first step is slower than the others, and memory grows there and never again.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.adagrad import adagrad
+from torch.optim.adam import adam
+from torch.optim.sgd import sgd
+
+
+class _RowSparseOptimizer(Optimizer):
+    """The loop that the optimisers share: start a parameter's state, then update it by the kind of its gradient."""
+
+    def __init__(self, params: Iterable[Any], lr: float | Tensor, weight_decay: float, **defaults: Any) -> None:
+        _check(lr >= 0, f"learning rate {lr}: must not be negative")
+        _check(weight_decay >= 0, f"weight_decay={weight_decay}: must not be negative")
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, **defaults})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update every parameter that has a gradient; return what ``closure`` (called with gradients on) returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            for parameter in parameters:
+                if parameter not in self.state:
+                    self.state[parameter] = self._start(group, parameter)
+            dense = [p for p in parameters if not p.grad.is_sparse]
+            if dense:
+                self._update(group, dense, [p.grad for p in dense], [self.state[p] for p in dense])
+            for parameter in parameters:
+                if parameter.grad.is_sparse:
+                    rows, values = _rows(parameter.grad)
+                    self._update_rows(group, parameter, rows, values, self.state[parameter])
+        return loss
+
+    @abstractmethod
+    def _start(self, group: dict[str, Any], parameter: Tensor) -> dict[str, Tensor]: ...
+
+    @abstractmethod
+    def _update(
+        self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor], states: list[dict[str, Tensor]]
+    ) -> None: ...
+
+    @abstractmethod
+    def _update_rows(
+        self, group: dict[str, Any], parameter: Tensor, rows: Tensor, gradient: Tensor, state: dict[str, Tensor]
+    ) -> None: ...
+
+
+@final
+class SGD(_RowSparseOptimizer):
+    """Stochastic gradient descent: ``m <- momentum m + g + weight_decay p``, ``p <- p - lr m``.
+
+    On dense gradients this is ``torch.optim.SGD`` without dampening or Nesterov's look-ahead.
+
+    Args:
+        params: parameters or groups of them.
+        lr: learning rate, a number or a tensor of no dimension.
+        momentum: 0 keeps no state.
+        weight_decay: L2 penalty; touched rows only where the gradient is row-sparse.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self, params: Iterable[Any], lr: float | Tensor, *, momentum: float = 0.0, weight_decay: float = 0.0
+    ) -> None:
+        _check(0 <= momentum < 1, f"momentum={momentum}: must be in [0, 1)")
+        super().__init__(params, lr, weight_decay, momentum=momentum)
+
+    def _start(self, group, parameter):
+        return {"momentum": torch.zeros_like(parameter)} if group["momentum"] else {}
+
+    def _update(self, group, parameters, gradients, states):
+        sgd(
+            parameters,
+            gradients,
+            [state.get("momentum") for state in states],
+            fused=True,
+            lr=group["lr"],
+            momentum=group["momentum"],
+            weight_decay=group["weight_decay"],
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+        )
+
+    def _update_rows(self, group, parameter, rows, gradient, state):
+        gradient = _with_penalty(gradient, parameter, rows, group["weight_decay"])
+        if group["momentum"]:
+            gradient = state["momentum"].index_select(0, rows).mul_(group["momentum"]).add_(gradient)
+            state["momentum"].index_copy_(0, rows, gradient)
+        _subtract_rows(parameter, rows, gradient, group["lr"])
+
+
+@final
+class Adagrad(_RowSparseOptimizer):
+    """Adagrad: ``s <- s + g^2``, ``p <- p - lr g / (sqrt(s) + epsilon)`` per element.
+
+    Duchi, Hazan & Singer 2011, Adaptive Subgradient Methods, figure 1 with a diagonal matrix (there ``delta`` is
+    ``epsilon``). The paper has no weight decay; here it is an L2 penalty added to ``g``. On dense gradients this is
+    ``torch.optim.Adagrad``.
+
+    Args:
+        params: parameters or groups of them.
+        lr: learning rate, a number or a tensor of no dimension.
+        initial_accumulator: where ``s`` starts.
+        epsilon: added to the root.
+        weight_decay: L2 penalty; touched rows only where the gradient is row-sparse.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor,
+        *,
+        initial_accumulator: float = 0.0,
+        epsilon: float = 1e-10,
+        weight_decay: float = 0.0,
+    ) -> None:
+        _check(initial_accumulator >= 0, f"initial_accumulator={initial_accumulator}: must not be negative")
+        _check(epsilon >= 0, f"epsilon={epsilon}: must not be negative")
+        super().__init__(params, lr, weight_decay, initial_accumulator=initial_accumulator, epsilon=epsilon)
+
+    def _start(self, group, parameter):
+        return {"sum": torch.full_like(parameter, group["initial_accumulator"])}
+
+    def _update(self, group, parameters, gradients, states):
+        adagrad(
+            parameters,
+            gradients,
+            [state["sum"] for state in states],
+            [torch.zeros(()) for _ in states],  # steps serve a decay of the rate, which the schedules do here
+            fused=True if all(p.device.type == "cpu" for p in parameters) else None,  # no fused kernel on CUDA
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            lr_decay=0.0,
+            eps=group["epsilon"],
+            maximize=False,
+        )
+
+    def _update_rows(self, group, parameter, rows, gradient, state):
+        gradient = _with_penalty(gradient, parameter, rows, group["weight_decay"])
+        accumulator = state["sum"].index_select(0, rows).addcmul_(gradient, gradient)
+        state["sum"].index_copy_(0, rows, accumulator)
+        denominator = accumulator.sqrt_().add_(group["epsilon"])
+        _subtract_rows(parameter, rows, torch.div(gradient, denominator, out=denominator), group["lr"])
+
+
+@final
+class Adam(_RowSparseOptimizer):
+    """Adam with decoupled weight decay.
+
+    ``m <- b1 m + (1 - b1) g``, ``v <- b2 v + (1 - b2) g^2``, and with ``t`` the number of steps in which the parameter
+    had a gradient ``p <- p - lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + epsilon) + weight_decay p)``.
+
+    Kingma & Ba 2015, Adam, algorithm 1; Loshchilov & Hutter 2019, Decoupled Weight Decay Regularization, algorithm 2.
+    On dense gradients this is ``torch.optim.AdamW``. Row-sparse gradients follow the lazy rules at the top of this
+    module, as ``torch.optim.SparseAdam`` does: a word that comes back after a long absence has its old moments.
+
+    Args:
+        params: parameters or groups of them.
+        lr: learning rate, a number or a tensor of no dimension.
+        betas: decay of the two moments.
+        epsilon: added to the root.
+        weight_decay: share of the learning rate; touched rows only where the gradient is row-sparse.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor,
+        *,
+        betas: Sequence[float] = (0.9, 0.999),
+        epsilon: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        _check(len(betas) == 2 and all(0 <= b < 1 for b in betas), f"betas={betas}: must be two numbers in [0, 1)")
+        _check(epsilon >= 0, f"epsilon={epsilon}: must not be negative")
+        # The key `fused` makes load_state_dict put the step counter where the fused kernel wants it.
+        super().__init__(params, lr, weight_decay, betas=tuple(betas), epsilon=epsilon, fused=True)
+
+    def _start(self, group, parameter):
+        return {
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+            "first": torch.zeros_like(parameter),
+            "second": torch.zeros_like(parameter),
+        }
+
+    def _update(self, group, parameters, gradients, states):
+        adam(
+            parameters,
+            gradients,
+            [state["first"] for state in states],
+            [state["second"] for state in states],
+            [],
+            [state["step"] for state in states],
+            fused=group["fused"],
+            decoupled_weight_decay=True,
+            amsgrad=False,
+            lr=group["lr"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=group["weight_decay"],
+            eps=group["epsilon"],
+            maximize=False,
+        )
+
+    def _update_rows(self, group, parameter, rows, gradient, state):
+        beta1, beta2 = group["betas"]
+        # A tensor on the parameter's device, so that nothing waits for it; float64, where 1 - b2^t keeps its digits.
+        step = state["step"].add_(1).double()
+        first = state["first"].index_select(0, rows).lerp_(gradient, 1 - beta1)
+        state["first"].index_copy_(0, rows, first)
+        second = state["second"].index_select(0, rows).mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        state["second"].index_copy_(0, rows, second)
+        denominator = second.div_(1 - beta2**step).sqrt_().add_(group["epsilon"])
+        update = first.div_(1 - beta1**step).div_(denominator)
+        _subtract_rows(parameter, rows, _with_penalty(update, parameter, rows, group["weight_decay"]), group["lr"])
+
+
+@torch.no_grad()
+def clip_gradient_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+    """Scale all gradients, in place, by ``min(1, max_norm / norm)``; return the ``norm`` they had together.
+
+    Pascanu, Mikolov & Bengio 2013, On the difficulty of training recurrent neural networks, algorithm 1, with the
+    Euclidean norm over all parameters. Row-sparse gradients count as the dense gradients they stand for: duplicate rows
+    are summed first, and ``grad`` is replaced by its coalesced form, which the optimisers do not coalesce again.
+    Unlike ``torch.nn.utils.clip_grad_norm_`` it adds no 1e-6 to the norm. A norm that is not finite makes the
+    gradients so, for the training loop to see.
+
+    Args:
+        parameters: those without a gradient are passed over.
+        max_norm: largest norm allowed; ``math.inf`` only measures.
+
+    Returns:
+        The norm before clipping, a tensor of no dimension on the gradients' device.
+
+    Raises:
+        ValueError: ``max_norm`` is not positive.
+    """
+    _check(max_norm > 0, f"clip={max_norm}: must be positive; null turns clipping off")
+    values = []
+    for parameter in parameters:
+        if parameter.grad is None:
+            continue
+        if parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.coalesce()
+            values.append(parameter.grad.values())
+        else:
+            values.append(parameter.grad)
+    norm = torch.nn.utils.get_total_norm(values)
+    if max_norm < math.inf:
+        scale = (max_norm / norm).clamp(max=1)
+        for value in values:
+            value.mul_(scale)
+    return norm
+
+
+def _rows(gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the unique rows of a row-sparse gradient and the sum of its values in each."""
+    _check(
+        gradient.sparse_dim() == 1,
+        f"a sparse gradient of {gradient.sparse_dim()} sparse dimensions: only whole rows (one) can be updated",
+    )
+    gradient = gradient.coalesce()
+    return gradient.indices()[0], gradient.values()
+
+
+def _with_penalty(update: Tensor, parameter: Tensor, rows: Tensor, weight_decay: float) -> Tensor:
+    return update.add(parameter.index_select(0, rows), alpha=weight_decay) if weight_decay else update
+
+
+def _subtract_rows(parameter: Tensor, rows: Tensor, update: Tensor, lr: float | Tensor) -> None:
+    if isinstance(lr, Tensor):  # alpha would need its value on the host
+        update, lr = update * lr, 1.0
+    parameter.index_add_(0, rows, update, alpha=-lr)
+
+
+def _check(condition: bool | Tensor, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
