@@ -1,0 +1,409 @@
+"""The laws: promises that hold for every output layer and every option. None of them knows a layer's name.
+
+A layer without full support (probabilities may be exactly zero) obeys those laws that infinity does not break.
+"""
+
+import copy
+import math
+import re
+
+import numpy as np
+import oracles
+import pytest
+import torch
+from cases import (
+    CASES,
+    COUNTS,
+    VOCABULARIES,
+    Batch,
+    Case,
+    assert_close,
+    dense,
+    for_every_case,
+    for_every_case_of_full_support,
+    for_every_sparse_case,
+    gradients,
+    randomise,
+    zipf_counts,
+)
+
+from lvsoftmax import optim
+from lvsoftmax.layer import OutputLayer, unigram_log_prob
+from lvsoftmax.ops.noise import Sample
+
+for_every_vocabulary = pytest.mark.parametrize("counts", VOCABULARIES.values(), ids=VOCABULARIES.keys())
+
+
+# -- the distribution -------------------------------------------------------------------------------------------------
+
+
+@for_every_vocabulary
+@for_every_case
+def test_log_prob_is_normalised(case, counts):
+    layer = randomise(case.build(counts=counts).double())
+    log_prob = layer.log_prob(Batch.of(layer, scale=3.0).hidden)
+    assert log_prob.shape == (7, len(counts))
+    assert_close(log_prob.logsumexp(1), torch.zeros(7, dtype=torch.float64), 1e-12)
+
+
+@for_every_case
+def test_log_prob_equals_its_oracle(case):
+    oracle = getattr(oracles, case.name, None)
+    assert oracle is not None, f"tests/oracles.py has no oracle: write {case.name}(layer, hidden) -> [N, V] in it"
+    layer = randomise(case.build().double())
+    hidden = Batch.of(layer).hidden.detach()
+    expected = oracle(layer, hidden.numpy())
+    np.testing.assert_allclose(layer.log_prob(hidden).detach().numpy(), expected, rtol=1e-10, atol=1e-10)
+
+
+@for_every_vocabulary
+@for_every_case
+def test_nll_is_minus_log_prob_of_the_target(case, counts):
+    layer = randomise(case.build(counts=counts, **dense(case)).double())
+    batch = Batch.of(layer)
+    actual = layer.nll(batch.hidden, batch.target)
+    expected = -layer.log_prob(batch.hidden).gather(1, batch.target[:, None]).squeeze(1)
+    assert_close(actual, expected, 1e-10)
+    assert_close(
+        gradients(actual, batch.upstream, layer, batch.hidden),
+        gradients(expected, batch.upstream, layer, batch.hidden),
+        1e-10,
+    )
+
+
+@for_every_case
+def test_loss_is_the_weighted_sum_of_forward(case):
+    layer = randomise(case.build(**dense(case)).double())
+    batch = Batch.of(layer)
+    sample = batch.draw(layer)
+    weight = batch.upstream.clone().requires_grad_()
+    arguments = (batch.hidden, batch.target, weight, batch.previous, sample)
+    actual, expected = layer.loss(*arguments), OutputLayer.loss(layer, *arguments)
+    assert actual.shape == ()
+    assert_close(actual, expected, 1e-10)
+    upstream = torch.tensor(-1.7, dtype=torch.float64)
+    assert_close(
+        gradients(actual, upstream, layer, batch.hidden, weight),
+        gradients(expected, upstream, layer, batch.hidden, weight),
+        1e-10,
+    )
+
+
+@pytest.mark.parametrize("k", [1, 5])
+@for_every_case
+def test_topk_are_the_largest_of_log_prob(case, k):
+    layer = randomise(case.build().double())
+    hidden = Batch.of(layer).hidden.detach()
+    values, ids = layer.topk(hidden, k)
+    log_prob = layer.log_prob(hidden)
+    assert_close(values, log_prob.sort(1, descending=True).values[:, :k], 1e-10)
+    assert_close(log_prob.gather(1, ids), values, 1e-10)
+
+
+@for_every_case
+def test_nll_of_a_row_does_not_depend_on_the_other_rows(case):
+    layer = randomise(case.build().double())
+    batch = Batch.of(layer, tokens=12)
+    hidden, target = batch.hidden.detach(), batch.target
+    together = layer.nll(hidden, target)
+    alone = torch.cat([layer.nll(hidden[i : i + 1], target[i : i + 1]) for i in range(len(target))])
+    assert_close(together, alone, 1e-10)
+    assert_close(layer.nll(hidden.flip(0), target.flip(0)).flip(0), alone, 1e-10)
+
+
+@for_every_case
+def test_state_dict_defines_the_distribution(case):
+    saved, other = randomise(case.build(seed=0)), case.build(seed=1)
+    batch = Batch.of(saved, dtype=torch.float32)
+    saved.refresh()
+    saved.observe(batch.target)
+    other.load_state_dict(saved.state_dict())
+    assert torch.equal(other.log_prob(batch.hidden), saved.log_prob(batch.hidden))
+    other.load_generator_state(saved.generator_state() or {"cpu": saved.generator(torch.device("cpu")).get_state()})
+    for first, second in zip(batch.draw(saved) or (), batch.draw(other) or (), strict=True):
+        assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+@for_every_case
+def test_samples_follow_log_prob(case, temperature):
+    layer = randomise(case.build())
+    hidden, size = Batch.of(layer, tokens=2, dtype=torch.float32).hidden.detach(), 20_000
+    drawn = layer.sample(hidden.repeat_interleave(size, 0), temperature).view(2, size)
+    frequency = torch.stack([row.bincount(minlength=layer.vocab_size) for row in drawn]) / size
+    probability = (layer.log_prob(hidden) / temperature).softmax(1)
+    standard_error = (probability * (1 - probability) / size).sqrt()
+    assert ((frequency - probability).abs() <= 5 * standard_error + 3 / size).all()
+
+
+@for_every_case
+def test_temperature_zero_takes_the_most_probable_word(case):
+    layer = randomise(case.build())
+    hidden = Batch.of(layer, dtype=torch.float32).hidden.detach()
+    assert torch.equal(layer.sample(hidden, 0.0), layer.log_prob(hidden).argmax(1))
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.setting("bias") is not False], ids=str)
+def test_an_untrained_layer_predicts_the_smoothed_unigram(case):
+    layer = case.build()
+    expected = unigram_log_prob(COUNTS).expand(3, -1)
+    assert_close(layer.log_prob(torch.zeros(3, layer.hidden_size)), expected, 1e-4)
+
+
+# -- randomness -------------------------------------------------------------------------------------------------------
+
+
+@for_every_case
+def test_equal_seeds_make_equal_layers(case):
+    first, second = case.build(seed=3), case.build(seed=3)
+    assert_close(first.state_dict(), second.state_dict(), 0.0)
+    batch = Batch.of(first, dtype=torch.float32)
+    for one, other in zip(batch.draw(first) or (), batch.draw(second) or (), strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(first.sample(batch.hidden), second.sample(batch.hidden))
+
+
+@for_every_case
+def test_use_leaves_the_global_random_stream_alone(case):
+    layer = case.build()
+    batch = Batch.of(layer, dtype=torch.float32)
+    before = torch.get_rng_state()
+    layer.observe(batch.target)
+    layer.refresh()
+    layer.loss(batch.hidden, batch.target, batch.upstream, batch.previous).backward()
+    layer(batch.hidden, batch.target, batch.previous)
+    layer.sample(batch.hidden)
+    copy.deepcopy(layer)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# -- gradients --------------------------------------------------------------------------------------------------------
+
+
+@for_every_case
+def test_gradcheck_of_forward(case):
+    layer = randomise(case.build(hidden_size=8, counts=zipf_counts(19), **dense(case)).double())
+    batch = Batch.of(layer, tokens=3)
+    sample = batch.draw(layer)
+    names = [name for name, _ in layer.named_parameters()]
+
+    def forward(hidden, *parameters):
+        given = dict(zip(names, parameters, strict=True))
+        return torch.func.functional_call(layer, given, (hidden, batch.target, batch.previous, sample))
+
+    assert torch.autograd.gradcheck(forward, (batch.hidden, *layer.parameters()), fast_mode=False)
+
+
+@for_every_case
+def test_every_token_has_its_own_upstream(case):
+    layer = randomise(case.build(**dense(case)).double())
+    batch = Batch.of(layer)
+    sample = batch.draw(layer)
+    value = layer(batch.hidden, batch.target, batch.previous, sample)
+    assert value.shape == (7,)
+    one_by_one = [gradients(value, one, layer, batch.hidden) for one in torch.eye(7, dtype=torch.float64)]
+    expected = {
+        name: sum(factor * gradient[name] for factor, gradient in zip(batch.upstream, one_by_one, strict=True))
+        for name in one_by_one[0]
+    }
+    assert_close(gradients(value, batch.upstream, layer, batch.hidden), expected, 1e-10)
+    loss = layer.loss(batch.hidden, batch.target, batch.upstream, batch.previous, sample)
+    assert_close(gradients(loss, torch.ones_like(loss), layer, batch.hidden), expected, 1e-10)
+
+
+@for_every_case_of_full_support
+def test_gradients_stay_right_as_p_goes_to_one(case):
+    """The gradient is about ``1 - p`` there: computed as that difference, float32 leaves no correct digit."""
+    exact = randomise(case.build(**dense(case)).double())
+    hidden, target = confident(exact, miss=1e-7)
+    single = copy.deepcopy(exact).float()
+    sample = exact.draw(hidden, target, target)
+    weight = torch.linspace(0.5, 2, len(target), dtype=torch.float64)
+
+    def found(layer, dtype):
+        cast = None if sample is None else Sample(*(x.to(dtype) if x.is_floating_point() else x for x in sample))
+        x = hidden.to(dtype).requires_grad_()
+        by_token = layer(x, target, target, cast)
+        in_sum = layer.loss(x, target, weight.to(dtype), target, cast)
+        by_nll = layer.nll(x, target)
+        upstream = weight.to(dtype)
+        return [
+            gradients(by_token, upstream, layer, x),
+            gradients(in_sum, torch.ones_like(in_sum), layer, x),
+            gradients(by_nll, upstream, layer, x),
+        ]
+
+    for actual, expected in zip(found(single, torch.float32), found(exact, torch.float64), strict=True):
+        for name, truth in expected.items():
+            error = (actual[name].double() - truth).norm()
+            assert error <= 1e-3 * truth.norm(), f"{name}: relative error {error / truth.norm():.1e}"
+
+
+def confident(layer: OutputLayer, miss: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden vectors, and the words that get probability ``1 - miss`` from them: one direction each, scaled."""
+    with torch.no_grad():
+        direction = Batch.of(layer).hidden.detach()
+        target = layer.log_prob(1e3 * direction).argmax(1)
+        low, high = torch.zeros(len(target), dtype=torch.float64), torch.full((len(target),), 1e3, dtype=torch.float64)
+        for _ in range(60):
+            middle = (low + high) / 2
+            missed = -torch.expm1(-layer.nll(middle[:, None] * direction, target))
+            low, high = torch.where(missed > miss, middle, low), torch.where(missed > miss, high, middle)
+        return high[:, None] * direction, target
+
+
+@for_every_sparse_case
+def test_sparse_gradients_equal_dense_ones(case):
+    sparse, dense = (randomise(case.build(sparse=value)) for value in (True, False))
+    batch = Batch.of(sparse, dtype=torch.float32)
+    sample = batch.draw(sparse)
+    for layer in (sparse, dense):
+        layer.loss(batch.hidden, batch.target, batch.upstream, batch.previous, sample).backward()
+    assert any(p.grad is not None and p.grad.is_sparse for p in sparse.parameters())
+    for one, other in zip(sparse.parameters(), dense.parameters(), strict=True):
+        assert_close(one.grad.to_dense(), other.grad, 1e-6)
+
+
+@pytest.mark.parametrize("method", [optim.SGD, optim.Adagrad, optim.Adam])
+@for_every_sparse_case
+def test_a_sparse_step_equals_the_dense_one_on_touched_rows(case, method):
+    sparse, dense = (randomise(case.build(sparse=value)) for value in (True, False))
+    batch = Batch.of(sparse, dtype=torch.float32)
+    sample = batch.draw(sparse)
+    for layer in (sparse, dense):
+        layer.loss(batch.hidden, batch.target, batch.upstream, batch.previous, sample).backward()
+        method(layer.parameters(), lr=0.1).step()
+    for one, other in zip(sparse.parameters(), dense.parameters(), strict=True):
+        touched = other.grad.reshape(len(other), -1).any(1)
+        assert_close(one[touched], other[touched], 1e-5)
+
+
+# -- extremes ---------------------------------------------------------------------------------------------------------
+
+
+@for_every_vocabulary
+@for_every_case_of_full_support
+def test_everything_is_finite_at_huge_hidden_vectors(case, counts):
+    layer = randomise(case.build(counts=counts))
+    batch = Batch.of(layer, dtype=torch.float32, scale=1e4)
+    assert layer.log_prob(batch.hidden).isfinite().all()
+    assert layer.nll(batch.hidden, batch.target).isfinite().all()
+    value = layer(batch.hidden, batch.target, batch.previous)
+    loss = layer.loss(batch.hidden, batch.target, batch.upstream, batch.previous)
+    assert value.isfinite().all() and loss.isfinite()
+    for output, upstream in ((value, batch.upstream), (loss, torch.ones(()))):
+        for name, gradient in gradients(output, upstream, layer, batch.hidden).items():
+            assert gradient.isfinite().all(), name
+
+
+@pytest.mark.parametrize("tokens", [0, 1])
+@for_every_vocabulary
+@for_every_case
+def test_batches_of_no_and_one_token(case, counts, tokens):
+    layer = case.build(counts=counts)
+    batch = Batch.of(layer, tokens, dtype=torch.float32)
+    assert layer.log_prob(batch.hidden).shape == (tokens, len(counts))
+    assert layer.nll(batch.hidden, batch.target).shape == (tokens,)
+    assert layer(batch.hidden, batch.target, batch.previous).shape == (tokens,)
+    assert [x.shape for x in layer.topk(batch.hidden, 2)] == [(tokens, 2), (tokens, 2)]
+    assert layer.sample(batch.hidden).shape == (tokens,)
+    loss = layer.loss(batch.hidden, batch.target, torch.ones(tokens), batch.previous)
+    loss.backward()
+    assert loss.isfinite() and batch.hidden.grad is not None
+    if tokens == 0:
+        assert loss == 0
+        assert all(p.grad is None or not p.grad.to_dense().any() for p in layer.parameters())
+
+
+@pytest.mark.parametrize("hidden_dtype", [torch.float32, torch.bfloat16])
+@for_every_case
+def test_bfloat16_touches_products_only(case, hidden_dtype):
+    """Under autocast results are float32, and not much further off than rounding the operands makes them."""
+    layer = randomise(case.build(counts=zipf_counts(1000), **dense(case)), scale=0.1)
+    batch = Batch.of(layer, tokens=64, dtype=torch.float32)
+    sample = batch.draw(layer)
+
+    def results(layer, hidden):
+        hidden = hidden.detach().requires_grad_()
+        weight = torch.full((64,), 1 / 64, dtype=layer.log_prob(hidden).dtype)
+        loss = layer.loss(hidden, batch.target, weight, batch.previous, sample)
+        values = {
+            "log_prob": layer.log_prob(hidden),
+            "nll": layer.nll(hidden, batch.target),
+            "forward": layer(hidden, batch.target, batch.previous, sample),
+            "loss": loss,
+        }
+        return values, gradients(loss, torch.ones_like(loss), layer, hidden)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        values, slopes = results(layer, batch.hidden.to(hidden_dtype))
+    true_values, true_slopes = results(copy.deepcopy(layer).double(), batch.hidden.double())
+    rounded = copy.deepcopy(layer).bfloat16().double()
+    rounded_values, rounded_slopes = results(rounded, batch.hidden.bfloat16().double())
+    for name, value in values.items():
+        assert value.dtype == torch.float32, name
+        error = (value - true_values[name]).abs().mean()
+        # errors of single tokens cancel in the loss by luck, so it is held to those of its terms
+        reference = "forward" if name == "loss" else name
+        unavoidable = (rounded_values[reference] - true_values[reference]).abs().mean()
+        assert error <= 2 * unavoidable + 1e-3, f"{name}: {error:.1e}, of which {unavoidable:.1e} from the operands"
+    for name, slope in slopes.items():
+        error, unavoidable = ((x - true_slopes[name]).norm() for x in (slope, rounded_slopes[name]))
+        assert error <= 2 * unavoidable + 1e-2 * true_slopes[name].norm(), f"gradient of {name}: {error:.1e}"
+
+
+# -- learning ---------------------------------------------------------------------------------------------------------
+
+
+class Toy:
+    """A joint distribution of contexts and words: the words' marginal is Zipf's, their information on the context
+    about half a nat. The counts given to the layers, and so every noise that follows them, are flatter than it."""
+
+    contexts, words, hidden_size = 4, 97, 64
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(5)
+        marginal = 1 / torch.arange(1, self.words + 1, dtype=torch.float64)
+        affinity = torch.randn(self.words, self.contexts, generator=generator, dtype=torch.float64)
+        self.joint = ((marginal / marginal.sum())[:, None] * (2 * affinity).softmax(1)).T  # [contexts, words]
+        self.context = self.joint.sum(1, keepdim=True)
+        self.conditional = self.joint / self.context
+        self.counts = zipf_counts(self.words, 0.5)
+
+    def divergence(self, log_prob: torch.Tensor) -> float:
+        """Expected KL(true || model) over contexts, from the model's log-probabilities [contexts, words]."""
+        return (self.joint * (self.conditional.log() - log_prob.double())).sum().item()
+
+    def unigram_divergence(self) -> float:
+        return self.divergence(self.joint.sum(0).log().expand(self.contexts, -1))
+
+    def train(self, layer: OutputLayer, steps: int = 600, size: int = 256) -> float:
+        """Train on pairs drawn from the joint distribution; return the divergence at the end."""
+        generator = torch.Generator().manual_seed(6)
+        table = torch.randn(self.contexts, self.hidden_size, generator=generator).requires_grad_()
+        optimiser = torch.optim.Adam([table, *layer.parameters()], lr=0.03)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: math.cos(math.pi / 2 * step / steps))
+        pairs = self.joint.flatten().multinomial(steps * size, replacement=True, generator=generator)
+        for pair in pairs.view(steps, size):
+            context, target = pair // self.words, pair % self.words
+            layer.observe(target)
+            layer.refresh()
+            optimiser.zero_grad()
+            layer.loss(table[context], target, torch.full((size,), 1 / size), context).backward()
+            optimiser.step()
+            schedule.step()
+        with torch.no_grad():
+            return self.divergence(layer.log_prob(table))
+
+
+def allowed_divergence(case: Case) -> float:
+    """Share of the unigram's divergence: "KL bound: x" in the class's docstring, else that of a consistent layer."""
+    stated = re.search(r"KL bound: (\d*\.?\d+)", case.layer_class.__doc__ or "")
+    return float(stated[1]) if stated else 0.05
+
+
+@for_every_case_of_full_support
+def test_training_reaches_the_true_distribution(case):
+    toy = Toy()
+    layer = case.build(hidden_size=toy.hidden_size, counts=toy.counts, seed=0, **dense(case))
+    assert toy.train(layer) <= allowed_divergence(case) * toy.unigram_divergence()
