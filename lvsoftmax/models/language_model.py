@@ -17,7 +17,9 @@ class Backbone(Protocol):
     embedding_size: int
     hidden_size: int
 
-    def __call__(self, embedded: Tensor, state: Any) -> tuple[Tensor, Any]: ...
+    def __call__(self, embedded: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Read a stretch of text; return the outputs and the state after it."""
+        ...
 
 
 class LanguageModel(nn.Module):
@@ -84,4 +86,9 @@ class LanguageModel(nn.Module):
             The hidden vector that predicts the word after each token, and the state after the stretch, detached.
         """
         hidden, state = self.backbone(self.dropout(self.embed(ids)), state)
-        return self.dropout(hidden).flatten(0, 1), state.detach()
+        return self.dropout(hidden).flatten(0, 1), detached(state)
+
+
+def detached(state: Any) -> Any:
+    """Cut the history of a backbone's state (nested tuples of tensors): truncated backpropagation through time."""
+    return tuple(map(detached, state)) if isinstance(state, tuple) else state.detach()

@@ -1,21 +1,12 @@
 """The recurrent backbone of word-level language models."""
 
-from typing import NamedTuple
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 
-class LSTMState(NamedTuple):
-    """What one stretch of text hands to the next: hidden and cell vectors of every layer."""
-
-    hidden: Tensor  # [layers, batch, hidden]
-    cell: Tensor  # [layers, batch, hidden]
-
-    def detach(self) -> "LSTMState":
-        """Cut the history: truncated backpropagation through time."""
-        return LSTMState(self.hidden.detach(), self.cell.detach())
+LSTMState = tuple[Tensor, Tensor]
+"""Hidden and cell vectors of every layer, ``[layers, batch, hidden]`` each: what a stretch hands to the next."""
 
 
 class LSTM(nn.Module):
@@ -68,5 +59,4 @@ class LSTM(nn.Module):
         self, embedded: Float[Tensor, "batch time embedding"], state: LSTMState | None = None
     ) -> tuple[Float[Tensor, "batch time hidden"], LSTMState]:
         """Read a stretch of text from ``state`` on (None: from zeros); return the outputs and the state after it."""
-        output, (hidden, cell) = self.lstm(embedded, None if state is None else tuple(state))
-        return output, LSTMState(hidden, cell)
+        return self.lstm(embedded, state)

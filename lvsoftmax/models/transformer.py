@@ -3,22 +3,14 @@
 Letters: B streams, T positions of this stretch, M remembered positions, H heads, E width of a head, D hidden.
 """
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 
-class TransformerState(NamedTuple):
-    """Keys and values of the last positions of the stretch before, one ``[B, H, M, E]`` pair per layer."""
-
-    memory: tuple[tuple[Tensor, Tensor], ...]
-
-    def detach(self) -> "TransformerState":
-        """Cut the history: gradients do not flow into the stretch before."""
-        return TransformerState(tuple((key.detach(), value.detach()) for key, value in self.memory))
+TransformerState = tuple[tuple[Tensor, Tensor], ...]
+"""Keys and values of the last positions of the stretch before, one ``[B, H, M, E]`` pair per layer."""
 
 
 class Transformer(nn.Module):
@@ -71,13 +63,13 @@ class Transformer(nn.Module):
         self, embedded: Float[Tensor, "batch time hidden"], state: TransformerState | None = None
     ) -> tuple[Float[Tensor, "batch time hidden"], TransformerState]:
         """Read a stretch of text after ``state`` (None: nothing before); return the outputs and the new memory."""
-        remembered = (None,) * len(self.blocks) if state is None else state.memory
+        remembered = (None,) * len(self.blocks) if state is None else state
         x, memory = embedded, []
         for block, past in zip(self.blocks, remembered, strict=True):
             x, (key, value) = block(x, past)
             first = max(key.shape[2] - self.memory, 0)
             memory.append((key[:, :, first:], value[:, :, first:]))
-        return self.norm(x), TransformerState(tuple(memory))
+        return self.norm(x), tuple(memory)
 
 
 class _Block(nn.Module):

@@ -1,0 +1,76 @@
+"""The command line: user mistakes end in one clear line, not in a traceback."""
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+CONFIGS = Path(__file__).absolute().parent.parent / "configs"
+
+
+def guarded(main: Callable[[], None], config_name: str) -> None:
+    """Check the command line, run a Hydra program, and turn mistakes of the user into one line and exit status 2."""
+    # Hydra hides what a job raises behind a report of its own unless asked for the whole error.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        check_overrides(config_name, [word for word in sys.argv[1:] if not word.startswith("-")])
+        main()
+    except (ValueError, FileNotFoundError, HydraException, OmegaConfBaseException) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+def check_overrides(config_name: str, words: list[str]) -> None:
+    """Raise ``ValueError`` for an override of what is not there, naming what comes nearest."""
+    groups = {folder.name for folder in CONFIGS.iterdir() if folder.is_dir()}
+    choices, fields = [], []
+    for override in OverridesParser.create().parse_overrides(words):
+        if override.key_or_group in groups:
+            names = [file.stem for file in (CONFIGS / override.key_or_group).glob("*.yaml")]
+            chosen = chosen_names(override)
+            for name in chosen:
+                if name not in names:
+                    raise ValueError(f"{override.key_or_group}={name}: no such choice{nearest(name, names)}")
+            choices += [f"{override.key_or_group}={name}" for name in chosen[:1]]
+        elif not (override.is_add() or override.is_force_add() or override.is_hydra_override()):
+            fields.append(override.key_or_group)
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose(config_name, choices)
+    known = list(field_names(config))
+    for field in fields:
+        if field not in known:
+            raise ValueError(f"{field}: no such field{nearest(field, [*known, *groups])}")
+
+
+def chosen_names(override: Override) -> list[str]:
+    """Return the choices that an override of a group names; none for a glob, which matches what there is."""
+    if override.is_sweep_override():
+        return [str(value) for value in override.sweep_string_iterator()] if override.is_choice_sweep() else []
+    return [str(override.value())]
+
+
+def field_names(config: DictConfig, prefix: str = "") -> Iterable[str]:
+    """Yield the dotted name of every field and of every group of fields."""
+    for key in config:
+        yield f"{prefix}{key}"
+        child = None if OmegaConf.is_missing(config, key) or OmegaConf.is_interpolation(config, key) else config[key]
+        if isinstance(child, DictConfig):
+            yield from field_names(child, f"{prefix}{key}.")
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return "; did you mean ...?" with the nearest name, or the whole list where none is near."""
+    names = sorted(names)
+    near = difflib.get_close_matches(name, names, 1, 0.5)
+    return f"; did you mean {near[0]}?" if near else f"; choose one of {', '.join(names)}"

@@ -1,0 +1,328 @@
+"""Train one language model: ``python -m experiments.train output=sampled_softmax data=sotu seed=2``.
+
+Reads from top to bottom: set up, resume, step, validate, finish. Everything a run leaves behind is in its folder (see
+:mod:`lvsoftmax.runs`); the same command goes on where a killed one stopped, and does nothing once it is done.
+"""
+
+import math
+import sys
+from time import perf_counter
+from typing import Any
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from experiments.cli import CONFIGS, guarded
+from experiments.timing import DeviceClock
+from experiments.tracking import Tracker
+from lvsoftmax.cost import peak_bytes, reset_peak_bytes
+from lvsoftmax.data.batches import ContiguousBatches
+from lvsoftmax.evaluate import evaluate
+from lvsoftmax.optim import clip_gradient_norm
+from lvsoftmax.runs import RunFolder, build, build_model, folder_for, identity, stream
+
+
+def train(config: dict[str, Any]) -> dict[str, Any] | None:
+    """Run one configured training to its budget's end and return its result; None when it diverged.
+
+    Raises:
+        ValueError: the configuration cannot run; nothing has been written then.
+    """
+    check(config)
+    device = find_device(config["device"])
+
+    # Set up: text, schedule, model, optimiser. Nothing is written before all of it has been built.
+    corpus = build(config["data"])
+    schedule = build(config["schedule"])
+    model = build_model(config, torch.from_numpy(corpus.vocabulary.counts)).to(device)
+    output = model.output
+    optim = config["optim"]
+    rates = learning_rates(optim, output.learning_rate_scale)
+    rest = [parameter for name, parameter in model.named_parameters() if not name.startswith("output.")]
+    parameters = [*rest, *output.parameters()]
+    groups = [{"params": rest, "lr": rates[0]}, {"params": list(output.parameters()), "lr": rates[1]}]
+    optimiser = build(optim["method"], [group for group in groups if group["params"]], lr=rates[0])
+    base_rates = [group["lr"] for group in optimiser.param_groups]
+
+    batch, start_id = config["batch"], corpus.vocabulary.eos
+    batches = ContiguousBatches(corpus.train, batch["size"], batch["length"], start=start_id, complete=False)
+    steps_per_epoch = len(batches) // optim["accumulate"]
+    if not steps_per_epoch:
+        raise ValueError(
+            f"batch.size={batch['size']} x batch.length={batch['length']} x optim.accumulate={optim['accumulate']} "
+            f"exceeds the {len(corpus.train)} tokens of the training text; lower them"
+        )
+    tokens_per_step = batch["size"] * batch["length"] * optim["accumulate"]
+
+    def evaluation(text: Any, tokens: int | None = None, full: bool = True) -> dict[str, Any]:
+        size, length = config["evaluate"]["size"], config["evaluate"]["length"]
+        pieces = ContiguousBatches(text[:tokens], size, length, start=start_id, complete=True)
+        with autocast(config, device):
+            return evaluate(
+                model, pieces, counts=torch.from_numpy(corpus.vocabulary.counts), full=full, source=corpus.source
+            )
+
+    # The run's folder: resume from the last checkpoint, or start.
+    follows_budget = schedule.depends_on_budget
+    run_identity = identity(config, corpus.digest, follows_budget=follows_budget)
+    folder = RunFolder(folder_for(config, corpus.digest, follows_budget=follows_budget), run_identity)
+    if folder.result and spent(config["budget"], **folder.result["train"]) >= 1:
+        print(f"{folder.path} is finished: test perplexity {folder.result['test']['perplexity']:.2f}")
+        return folder.result
+    folder.start(config, corpus.vocabulary, device)
+    torch.manual_seed(stream(config["seed"], "dropout"))
+    step = 0
+    seconds = 0.0
+    state = None
+    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+    since_log = {"steps": 0, "seconds": 0.0, "output_seconds": 0.0}
+    output_seconds = 0.0
+    next_valid = {"tokens": config["evaluate"]["every_tokens"], "seconds": config["evaluate"]["every_seconds"]}
+    checkpoint = folder.restore()
+    if checkpoint:
+        model.load_state_dict(checkpoint["model"])
+        optimiser.load_state_dict(checkpoint["optimiser"])
+        schedule.load_state_dict(checkpoint["schedule"])
+        output.load_generator_state(checkpoint["generators"])
+        torch.set_rng_state(checkpoint["rng"])
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(checkpoint["cuda_rng"], device)
+        step, seconds, output_seconds = checkpoint["step"], checkpoint["seconds"], checkpoint["output_seconds"]
+        loss_sum += checkpoint["loss_sum"]
+        since_log, next_valid = checkpoint["since_log"], checkpoint["next_valid"]
+        state = to_device(checkpoint["state"], device)
+    tracker = Tracker(folder.path, config, run_identity[:16])
+
+    def save() -> None:
+        folder.save({
+            "model": model.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            "schedule": schedule.state_dict(),
+            "generators": output.generator_state(),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+            "step": step,
+            "seconds": seconds,
+            "output_seconds": output_seconds,
+            "loss_sum": loss_sum.item(),
+            "since_log": since_log,
+            "next_valid": next_valid,
+            "state": state,
+        })  # fmt: skip
+
+    def log(kind: str, **values: Any) -> None:
+        moment = {"step": step, "tokens": step * tokens_per_step, "epoch": step / steps_per_epoch}
+        folder.log(kind=kind, **moment, **values, seconds=seconds)
+        tracker.log(step, {kind: values | {"seconds": seconds}, "tokens": moment["tokens"], "epoch": moment["epoch"]})
+
+    def progress_made() -> float:
+        return spent(config["budget"], tokens=step * tokens_per_step, epochs=step / steps_per_epoch, seconds=seconds)
+
+    bar = tqdm(
+        total=100, initial=round(100 * min(progress_made(), 1), 1), disable=not config["progress"], file=sys.stderr,
+        desc=f"{config['name']['output']} on {config['name']['data']}", unit="%", dynamic_ncols=True,
+        bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}",
+    )  # fmt: skip
+    clock = DeviceClock(device)
+    last_save = perf_counter()
+    first_step = step
+    valid: dict[str, Any] = {}
+
+    while progress_made() < 1:
+        # One optimiser step over `accumulate` stretches of text.
+        started = perf_counter()
+        epoch, position = divmod(step, steps_per_epoch)
+        factor = schedule.factor(epoch, progress_made())
+        for group, rate in zip(optimiser.param_groups, base_rates, strict=True):
+            group["lr"] = rate * factor
+        if step % batch["stretch"] == 0:
+            first = position * optim["accumulate"]
+            last = min(first + batch["stretch"] * optim["accumulate"], len(batches))
+            output.observe(torch.cat([batches[i].target.flatten() for i in range(first, last)]).to(device))
+            output.refresh()
+        if position == 0:
+            state = None
+        for part in range(optim["accumulate"]):
+            piece = batches[position * optim["accumulate"] + part]
+            ids, target = piece.input.to(device), piece.target.flatten().to(device)
+            with autocast(config, device):
+                hidden, state = model.hidden(ids, state)
+            # The graph is cut at the hidden vectors: the output layer's share of the step is measured exactly, and its
+            # memory is free before the backbone's backward pass begins.
+            leaf = hidden.detach().requires_grad_()
+            mark = clock.mark()
+            with autocast(config, device):
+                weight = torch.full(target.shape, 1 / tokens_per_step, device=device)
+                loss = output.loss(leaf, target, weight, ids.flatten())
+            loss.backward()
+            clock.add(mark)
+            hidden.backward(leaf.grad)
+            loss_sum += loss.detach()
+        norm = clip_gradient_norm(parameters, math.inf if optim["clip"] is None else optim["clip"])
+        optimiser.step()
+        optimiser.zero_grad()
+        step += 1
+        elapsed = perf_counter() - started
+        seconds += elapsed
+        since_log["steps"] += 1
+        since_log["seconds"] += elapsed
+        if step - first_step == 10:
+            reset_peak_bytes(device)
+
+        # Log, validate, save: at fixed steps or tokens, so that a resumed run does the same at the same places.
+        done = progress_made() >= 1
+        tokens = step * tokens_per_step
+        validate = done or step % steps_per_epoch == 0 or due(next_valid, tokens=tokens, seconds=seconds)
+        if step % config["log_every"] == 0 or validate:
+            spent_on_output = clock.drain()
+            output_seconds += spent_on_output
+            since_log["output_seconds"] += spent_on_output
+            mean_loss = loss_sum.item() / since_log["steps"]
+            if not math.isfinite(mean_loss):
+                bar.close()
+                log("diverged", loss=mean_loss)
+                tracker.finish({"status": "diverged"})
+                message = f"stopped: the training loss is {mean_loss} at step {step}; lower optim.learning_rate="
+                print(message + f"{optim['learning_rate']} or optim.clip={optim['clip']}", file=sys.stderr)
+                return None
+            speed = since_log["steps"] * tokens_per_step / since_log["seconds"]
+            log(
+                "train", loss=mean_loss, learning_rate=optimiser.param_groups[0]["lr"], gradient_norm=norm.item(),
+                tokens_per_second=speed, output_share=since_log["output_seconds"] / since_log["seconds"],
+                peak_bytes=peak_bytes(device), diagnostics=output.diagnostics(),
+            )  # fmt: skip
+            loss_sum.zero_()
+            since_log = dict.fromkeys(since_log, 0)
+            bar.set_postfix_str(
+                f", step {step}, loss {mean_loss:.3f}, {speed:,.0f} tokens/s"
+                + (f", valid perplexity {valid['perplexity']:.1f}" if valid else "")
+            )
+        bar.update(round(100 * min(progress_made(), 1), 1) - bar.n)
+        if validate:
+            valid = evaluation(corpus.valid, config["evaluate"]["tokens"], full=False)
+            schedule.observe(valid["nll"])
+            next_valid = {key: after(config["evaluate"][f"every_{key}"], value) for key, value in
+                          {"tokens": tokens, "seconds": seconds}.items()}  # fmt: skip
+            log("valid", nll=valid["nll"], perplexity=valid["perplexity"], bands=valid["bands"])
+        if not done and perf_counter() - last_save > config["checkpoint_every"]:
+            save()
+            last_save = perf_counter()
+    save()
+    bar.close()
+
+    # Finish: exact evaluation of everything, then the result, whose existence means done.
+    memory = peak_bytes(device)
+    sizes = {"output": count(output), "backbone": count(model.backbone), "total": count(model)}
+    result = {
+        "status": "finished",
+        "vocabulary": len(corpus.vocabulary),
+        "valid": evaluation(corpus.valid),
+        "test": evaluation(corpus.test),
+        "train": {
+            "tokens": step * tokens_per_step, "seconds": seconds, "tokens_per_second": step * tokens_per_step / seconds,
+            "output_share": output_seconds / seconds, "steps": step, "epochs": step / steps_per_epoch,
+        },
+        "memory": {"peak_bytes": memory},
+        "parameters": sizes | {"embedding": sizes["total"] - sizes["output"] - sizes["backbone"]},
+    }  # fmt: skip
+    folder.finish(result)
+    tracker.finish(result)
+    print(
+        f"{folder.path}: valid perplexity {result['valid']['perplexity']:.2f}, test perplexity "
+        f"{result['test']['perplexity']:.2f}, {result['train']['tokens_per_second']:,.0f} tokens/s"
+    )
+    return result
+
+
+def check(config: dict[str, Any]) -> None:
+    """Raise ``ValueError`` for scalars that no group has checked."""
+    if config["precision"] not in ("fp32", "bf16"):
+        raise ValueError(f"precision={config['precision']}: choose fp32 or bf16")
+    if config["backend"] not in ("auto", "eager"):
+        raise ValueError(f"backend={config['backend']}: choose auto or eager")
+    if config["wandb"]["mode"] not in ("offline", "online", "disabled"):
+        raise ValueError(f"wandb.mode={config['wandb']['mode']}: choose offline, online or disabled")
+    budget = config["budget"]
+    if all(value is None for value in budget.values()):
+        raise ValueError("budget is empty, the run would never end; set budget.epochs, budget.tokens or budget.seconds")
+    positive = {f"budget.{key}": value for key, value in budget.items()}
+    positive |= {f"batch.{key}": value for key, value in config["batch"].items()}
+    positive |= {f"evaluate.{key}": value for key, value in config["evaluate"].items()}
+    positive |= {"optim.accumulate": config["optim"]["accumulate"], "optim.clip": config["optim"]["clip"]}
+    positive |= {"optim.learning_rate": config["optim"]["learning_rate"], "log_every": config["log_every"]}
+    for name, value in positive.items():
+        if value is not None and not (isinstance(value, int | float) and value > 0):
+            raise ValueError(f"{name}={value}: must be a positive number")
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device of that name; ``auto`` is CUDA where there is one.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        here = ["cpu"] + [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+        raise ValueError(f"device={name} is not there; choose one of auto, {', '.join(here)}") from error
+    return device
+
+
+def autocast(config: dict[str, Any], device: torch.device) -> torch.autocast:
+    """Return the context that runs matrix products in bf16 when the configuration asks for it."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=config["precision"] == "bf16")
+
+
+def learning_rates(optim: dict[str, Any], scale: float) -> tuple[float, float]:
+    """Return the rate of embedding and backbone, and that of the output layer."""
+    rate, own = optim["learning_rate"], optim["output_learning_rate"]
+    return rate, rate * scale if own is None else own
+
+
+def spent(budget: dict[str, Any], *, tokens: float, epochs: float, seconds: float, **_: Any) -> float:
+    """Return the share of the budget that is used up; 1 or more ends the run."""
+    used = {"tokens": tokens, "epochs": epochs, "seconds": seconds}
+    return max(used[key] / limit for key, limit in budget.items() if limit is not None)
+
+
+def due(limits: dict[str, float | None], **values: float) -> bool:
+    """Return whether one of the values has reached its limit."""
+    return any(limit is not None and values[key] >= limit for key, limit in limits.items())
+
+
+def after(interval: float | None, value: float) -> float | None:
+    """Return the first multiple of the interval beyond ``value``."""
+    return None if interval is None else (value // interval + 1) * interval
+
+
+def to_device(state: Any, device: torch.device) -> Any:
+    """Move a backbone's carried state, nested tuples of tensors."""
+    if isinstance(state, tuple | list):
+        return tuple(to_device(part, device) for part in state)
+    return None if state is None else state.to(device)
+
+
+def count(module: torch.nn.Module) -> int:
+    """Return the number of parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
+def main(config: DictConfig) -> None:
+    """Compose the configuration and train."""
+    resolved = OmegaConf.to_container(config, resolve=True)
+    choices = HydraConfig.get().runtime.choices
+    resolved["name"] = {group: choices[group] for group in ("output", "model", "data", "optim", "schedule")}
+    if train(resolved) is None:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    guarded(main, "train")

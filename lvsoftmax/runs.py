@@ -1,0 +1,222 @@
+"""A run's folder: what was asked, where it ran, what came out, and enough to go on after a kill.
+
+``config.yaml`` (resolved), ``environment.json``, ``vocabulary.tsv``, ``metrics.jsonl``, ``checkpoints/last.pt`` and,
+last of all, ``result.json``: its existence means done.
+"""
+
+import hashlib
+import importlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from lvsoftmax.data.vocabulary import Vocabulary
+from lvsoftmax.models.language_model import LanguageModel
+
+DECISIVE = ("output", "model", "optim", "schedule", "seed", "precision", "batch", "evaluate")
+"""Fields that decide a run's numbers, beside its corpus (and its budget where the schedule follows it)."""
+
+
+def build(config: Mapping[str, Any], *args: Any, **extra: Any) -> Any:
+    """Call what ``config['_target_']`` names with the remaining fields; mappings with a target are built first.
+
+    Raises:
+        ValueError: the target does not exist, or does not take one of the fields.
+    """
+    fields = {
+        key: build(value) if isinstance(value, Mapping) and "_target_" in value else value
+        for key, value in config.items()
+        if key != "_target_"
+    }
+    module, _, name = config["_target_"].rpartition(".")
+    try:
+        target = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"_target_={config['_target_']}: {error}") from error
+    return target(*args, **fields, **extra)
+
+
+def folder_for(config: Mapping[str, Any], corpus_digest: str, *, follows_budget: bool) -> Path:
+    """Return the folder of a run: the same configuration on the same text always finds the same one.
+
+    The name's digits hash the fields that decide numbers and the encoded corpus, not paths, logging or device. The
+    budget counts only where the schedule follows it; elsewhere a larger budget continues the run.
+    """
+    if config["run"]["dir"]:
+        return Path(config["run"]["dir"])
+    digits = identity(config, corpus_digest, follows_budget=follows_budget)[:8]
+    layer, model = config["name"]["output"], config["name"]["model"]
+    return Path(config["run"]["root"]) / config["name"]["data"] / f"{layer}-{model}-seed{config['seed']}-{digits}"
+
+
+def identity(config: Mapping[str, Any], corpus_digest: str, *, follows_budget: bool) -> str:
+    """Return the hash of everything that decides a run's numbers."""
+    decisive = {key: config[key] for key in DECISIVE} | {"corpus": corpus_digest}
+    if follows_budget:
+        decisive["budget"] = config["budget"]
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+class RunFolder:
+    """Reads and writes one run's folder; every file but ``metrics.jsonl`` appears whole or not at all.
+
+    Args:
+        path: the folder; made when the run first writes.
+        identity: what :func:`identity` returned for this run.
+
+    Raises:
+        ValueError: the folder holds a run of another configuration, or something that is no run.
+    """
+
+    def __init__(self, path: Path, identity: str) -> None:
+        self.path = path
+        self.identity = identity
+        if path.exists() and any(path.iterdir()):
+            try:
+                found = json.loads((path / "environment.json").read_text())["identity"]
+            except (OSError, ValueError, KeyError) as error:
+                raise ValueError(f"run.dir={path} is not empty and holds no run; choose another folder") from error
+            if found != identity:
+                raise ValueError(f"run.dir={path} holds a run of another configuration; choose another folder")
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """The result of a finished run, else None."""
+        file = self.path / "result.json"
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def start(self, config: Mapping[str, Any], vocabulary: Vocabulary, device: torch.device) -> None:
+        """Write what is known before the first step, and clear what a killed process left half-written."""
+        (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        for leftover in self.path.rglob("*.part"):
+            leftover.unlink()
+        environment = describe_environment(device) | {"identity": self.identity}
+        self._write("environment.json", json.dumps(environment, indent=1).encode())
+        self._write("config.yaml", yaml.safe_dump(dict(config), sort_keys=False).encode())
+        rows = zip(vocabulary.words, vocabulary.counts.tolist(), strict=True)
+        self._write("vocabulary.tsv", "".join(f"{word}\t{count}\n" for word, count in rows).encode())
+
+    def log(self, **values: Any) -> None:
+        """Append one line to ``metrics.jsonl``."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Replace the checkpoint; it remembers how long ``metrics.jsonl`` was."""
+        metrics = self.path / "metrics.jsonl"
+        state = state | {"metrics_bytes": metrics.stat().st_size if metrics.exists() else 0}
+        part = self.path / "checkpoints" / "last.pt.part"
+        with part.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(part.with_suffix(""))
+
+    def restore(self) -> dict[str, Any] | None:
+        """Return the last checkpoint and cut ``metrics.jsonl`` back to it; None, and no metrics, without one."""
+        metrics, checkpoint = self.path / "metrics.jsonl", self.path / "checkpoints" / "last.pt"
+        if not checkpoint.exists():
+            metrics.unlink(missing_ok=True)
+            return None
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        if metrics.exists():
+            os.truncate(metrics, state["metrics_bytes"])
+        return state
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Write ``result.json``: the run is done."""
+        self._write("result.json", json.dumps(result, indent=1).encode())
+
+    def _write(self, name: str, content: bytes) -> None:
+        part = self.path / f"{name}.part"
+        part.write_bytes(content)
+        part.replace(self.path / name)
+
+
+def build_model(config: Mapping[str, Any], counts: torch.Tensor, seed: int | None = None) -> LanguageModel:
+    """Build the language model of a configuration over a vocabulary with these counts.
+
+    Backbone and output layer are initialised from streams of their own, so that two models which differ in the output
+    layer start with the same backbone.
+    """
+    seed = config["seed"] if seed is None else seed
+    model = dict(config["model"])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream(seed, "backbone"))
+        backbone = build(model.pop("backbone"))
+        torch.manual_seed(stream(seed, "output"))
+        output = build(config["output"], backbone.hidden_size, counts)
+        torch.manual_seed(stream(seed, "embedding"))
+        return LanguageModel(backbone, output, **model)
+
+
+def stream(seed: int, name: str) -> int:
+    """Return the seed of the random stream ``name``: independent streams for each use of one user-given seed."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "big")
+
+
+def load(folder: str | Path) -> LanguageModel:
+    """Return the model of a run, as its last checkpoint left it, on the CPU and in evaluation mode.
+
+    Raises:
+        FileNotFoundError: ``folder`` holds no run with a checkpoint.
+    """
+    folder = Path(folder)
+    checkpoint = folder / "checkpoints" / "last.pt"
+    if not checkpoint.exists():
+        raise FileNotFoundError(f"{folder} holds no run with a checkpoint (checkpoints/last.pt)")
+    model = build_model(load_config(folder), torch.from_numpy(load_vocabulary(folder).counts))
+    model.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["model"])
+    return model.eval()
+
+
+def load_config(folder: str | Path) -> dict[str, Any]:
+    """Return the resolved configuration of a run."""
+    return yaml.safe_load((Path(folder) / "config.yaml").read_text())
+
+
+def load_vocabulary(folder: str | Path) -> Vocabulary:
+    """Return the vocabulary of a run."""
+    rows = [line.rsplit("\t", 1) for line in (Path(folder) / "vocabulary.tsv").read_text().splitlines()]
+    return Vocabulary([word for word, _ in rows], np.array([int(count) for _, count in rows], np.int64))
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Return where a run happens: code revision, versions, machine."""
+    versions = {name: metadata.version(name) for name in ("torch", "numpy", "hydra-core", "wandb")}
+    return {
+        "revision": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain")),
+        "python": platform.python_version(),
+        "versions": versions,
+        "command": sys.argv,
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _git(*words: str) -> str | None:
+    root = Path(__file__).parent
+    answer = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=False)
+    return answer.stdout.strip() if answer.returncode == 0 else None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
