@@ -3,8 +3,9 @@
 import difflib
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -29,6 +30,20 @@ def guarded(main: Callable[[], None], config_name: str) -> None:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
+
+
+def resolved(config: DictConfig, choices: Mapping[str, str]) -> dict[str, Any]:
+    """Return a composed configuration as plain values, with the names of the chosen files under ``name``."""
+    config = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    names = {group: name for group, name in choices.items() if (CONFIGS / group).is_dir()}
+    return OmegaConf.to_container(config, resolve=True) | {"name": names}
+
+
+def compose_config(config_name: str, overrides: list[str]) -> dict[str, Any]:
+    """Return what a command line with these overrides would run with."""
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose(config_name, overrides, return_hydra_config=True)
+    return resolved(config, config.hydra.runtime.choices)
 
 
 def check_overrides(config_name: str, words: list[str]) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from tqdm import tqdm
 
-from experiments.cli import CONFIGS, guarded
+from experiments.cli import CONFIGS, guarded, resolved
 from experiments.timing import DeviceClock
 from experiments.tracking import Tracker
 from lvsoftmax.cost import peak_bytes, reset_peak_bytes
@@ -317,10 +317,7 @@ def count(module: torch.nn.Module) -> int:
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
 def main(config: DictConfig) -> None:
     """Compose the configuration and train."""
-    resolved = OmegaConf.to_container(config, resolve=True)
-    choices = HydraConfig.get().runtime.choices
-    resolved["name"] = {group: choices[group] for group in ("output", "model", "data", "optim", "schedule")}
-    if train(resolved) is None:
+    if train(resolved(config, HydraConfig.get().runtime.choices)) is None:
         sys.exit(1)
 
 
