@@ -13,8 +13,9 @@ import json
 import lzma
 import re
 import shutil
-import tempfile
 import time
+import uuid
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -140,10 +141,133 @@ def load_sotu(*, name: str, min_count: int, max_size: int | None, cache: str) ->
     return _load(name, key, splits, None, min_count, max_size, cache)
 
 
+def load_text(
+    *,
+    name: str,
+    train: str | Sequence[str],
+    valid: str | Sequence[str] | None,
+    test: str | Sequence[str] | None,
+    shares: Sequence[float],
+    min_count: int,
+    max_size: int | None,
+    cache: str,
+) -> Corpus:
+    """Load text files of one's own, plain or compressed (``.gz``, ``.bz2``, ``.xz``, ``.zst``).
+
+    Args:
+        name: of the corpus.
+        train: a file or several, read in the order given.
+        valid: likewise; None, along with ``test``, to cut ``train`` by ``shares``.
+        test: likewise.
+        shares: of training, validation and test text where only ``train`` is given. They are contiguous stretches of
+            its tokens, so that a line at a boundary is divided.
+        min_count: words rarer than this in the training text become ``<unk>``.
+        max_size: largest vocabulary, ``<eos>`` and ``<unk>`` included; None for any.
+        cache: folder of encoded corpora.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: only one of ``valid`` and ``test`` is given, text that is empty or not UTF-8, bounds or shares out
+            of range.
+    """
+    cut = _shares_if_needed(valid, test, shares)
+    splits = []
+    for field, given in zip(SPLITS, (train, valid, test), strict=True):
+        files = [Path(file) for file in ([given] if isinstance(given, str) else given or ())]
+        for file in files:
+            if not file.is_file():
+                raise FileNotFoundError(f"data.{field}={file} is not a file; give the path of a text file")
+        splits.append(files)
+    return _load_files(name, splits, cut, min_count, max_size, cache)
+
+
+def load_huggingface(
+    *,
+    name: str,
+    path: str,
+    subset: str | None,
+    column: str,
+    train: str,
+    valid: str | None,
+    test: str | None,
+    shares: Sequence[float],
+    min_count: int,
+    max_size: int | None,
+    cache: str,
+) -> Corpus:
+    """Load a text dataset of the ``datasets`` library, from its hub or from a folder that ``save_to_disk`` wrote.
+
+    A row is a line, or several where it holds line ends.
+
+    Args:
+        name: of the corpus.
+        path: of the dataset: its name on the hub or a folder.
+        subset: the dataset's configuration, None for the only one.
+        column: that holds the text.
+        train: the dataset's split with training text; of a single saved split, any name will do.
+        valid: likewise for validation text; None, along with ``test``, to cut ``train`` by ``shares``.
+        test: likewise for test text.
+        shares: of training, validation and test text where only ``train`` is given, as contiguous stretches of tokens.
+        min_count: words rarer than this in the training text become ``<unk>``.
+        max_size: largest vocabulary, ``<eos>`` and ``<unk>`` included; None for any.
+        cache: folder of encoded corpora.
+
+    Raises:
+        FileNotFoundError: there is no such dataset.
+        ValueError: ``datasets`` is not installed, a split or column does not exist, empty text, bounds or shares out of
+            range.
+    """
+    try:
+        import datasets
+    except ModuleNotFoundError:
+        raise ValueError("data=huggingface needs the package datasets: pip install 'lvsoftmax[huggingface]'") from None
+    cut = _shares_if_needed(valid, test, shares)
+    names = [split for split in (train, valid, test) if split is not None]
+    tables: list[Any]
+    if Path(path, "dataset_dict.json").is_file():
+        parts: Any = datasets.load_from_disk(path)
+        absent = [split for split in names if split not in parts]
+        if absent:
+            raise ValueError(
+                f"dataset {path} has no split {absent[0]}, only {', '.join(parts)}; set data.train and so on"
+            )
+        tables = [parts[split] for split in names]
+    elif Path(path, "state.json").is_file():
+        tables = [datasets.load_from_disk(path)]
+    else:
+        tables = list(datasets.load_dataset(path, subset, split=names))
+    if column not in tables[0].column_names:
+        raise ValueError(f"data.column={column}: dataset {path} has the columns {', '.join(tables[0].column_names)}")
+
+    def lines(table: Any) -> Iterator[str]:
+        for rows in table.select_columns(column).iter(batch_size=1000):
+            yield "".join((row or "").removesuffix("\n") + "\n" for row in rows[column])
+
+    def splits() -> list[Iterable[str]]:
+        return [lines(table) for table in tables]
+
+    digests = [hashlib.sha256() for _ in tables]
+    for digest, blocks in zip(digests, splits(), strict=True):
+        for block in blocks:
+            digest.update(block.encode())
+    return _load(name, {"lines": [digest.hexdigest() for digest in digests]}, splits, cut, min_count, max_size, cache)
+
+
+def _shares_if_needed(valid: object, test: object, shares: Sequence[float]) -> list[float] | None:
+    if (valid is None) != (test is None):
+        given, missing = ("test", "valid") if valid is None else ("valid", "test")
+        raise ValueError(f"data.{given} is given but data.{missing} is not; give both, or neither to use data.shares")
+    if valid is not None:
+        return None
+    if len(shares) != 3 or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-9:
+        raise ValueError(f"data.shares={list(shares)}: must be three positive numbers with sum 1, as [0.9, 0.05, 0.05]")
+    return list(shares)
+
+
 def _load_files(
     name: str,
     files: Sequence[Sequence[Path]],
-    shares: Sequence[float] | None,
+    shares: list[float] | None,
     min_count: int,
     max_size: int | None,
     cache: str,
@@ -184,8 +308,10 @@ def read_blocks(path: Path) -> Iterator[str]:
         except UnicodeDecodeError as error:
             raise ValueError(
                 f"{path} is not UTF-8 at byte {offset + error.start} (0x{block[error.start]:02x}); convert it, for "
-                f"instance: iconv -f latin1 -t utf-8"
+                "instance by iconv -f latin1 -t utf-8"
             ) from None
+        except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
+            raise ValueError(f"{path} cannot be decompressed after byte {offset}: {error}; copy it again") from None
 
 
 def _open(path: Path) -> io.BufferedIOBase:
@@ -218,7 +344,7 @@ def _load(
     max_size: int | None,
     cache: str,
 ) -> Corpus:
-    key |= {"shares": shares and list(shares), "min_count": min_count, "max_size": max_size}
+    key |= {"shares": shares, "min_count": min_count, "max_size": max_size}
 
     def write(folder: Path) -> None:
         _encode(folder, splits(), shares, min_count, max_size)
@@ -242,13 +368,14 @@ def _encode(
         raise ValueError("the text is empty; give files with at least one line")
     if shares is not None:
         bounds = [round(bounds[-1] * share) for share in np.cumsum(shares)]
-    numbers = np.memmap(raw, np.int32, "r")
+    numbers = np.memmap(raw, np.int32, "r+")
     counts = np.zeros(len(interner), np.int64)
     for start in range(0, bounds[0], _BLOCK):
         counts += np.bincount(numbers[start : min(start + _BLOCK, bounds[0])], minlength=len(counts))
-    vocabulary, table = rank(interner, counts, min_count=min_count, max_size=max_size)
-    ids = (table[numbers[begin:end]] for begin, end in zip([0, *bounds], bounds, strict=False))
-    save_corpus(folder, vocabulary, ids)
+    vocabulary, ids = rank(interner, counts, min_count=min_count, max_size=max_size)
+    for start in range(0, len(numbers), _BLOCK):
+        numbers[start : start + _BLOCK] = ids[numbers[start : start + _BLOCK]]
+    save_corpus(folder, vocabulary, np.split(numbers, bounds[:2]))
     raw.unlink()
 
 
@@ -265,7 +392,8 @@ def cached(cache: str, key: dict[str, Any], write: Callable[[Path], None]) -> Pa
     for leftover in folder.parent.glob(".partial-*"):
         if time.time() - leftover.stat().st_mtime > _ABANDONED_SECONDS:
             shutil.rmtree(leftover, ignore_errors=True)
-    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
+    partial = folder.parent / f".partial-{uuid.uuid4().hex}"
+    partial.mkdir()
     try:
         write(partial)
         partial.rename(folder)
