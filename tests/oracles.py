@@ -27,3 +27,21 @@ def dense_logits(layer, hidden: np.ndarray) -> np.ndarray:
 def full_softmax(layer, hidden: np.ndarray) -> np.ndarray:
     """Bengio et al. 2003, equation 1, its logits divided by the temperature."""
     return log_softmax(dense_logits(layer, hidden) * array(layer.inverse_temperature))
+
+
+def hierarchical_softmax(layer, hidden: np.ndarray) -> np.ndarray:
+    """Morin & Bengio 2005, equation 2: the decisions on the way from each word up to the root, one by one."""
+    weight, bias = array(layer.weight), array(layer.bias)
+    log_prob = np.zeros((len(hidden), layer.vocab_size))
+    for word, branch in enumerate(layer.word_branch.tolist()):
+        while branch >= 0:
+            node, side = divmod(branch, 2)
+            score = hidden @ weight[node] + bias[node]
+            log_prob[:, word] -= np.logaddexp(0, score if side else -score)
+            branch = int(layer.node_branch[node])
+    return log_prob
+
+
+def sampled_softmax(layer, hidden: np.ndarray) -> np.ndarray:
+    """Jean et al. 2015, equation 6: the words drawn matter in training only."""
+    return log_softmax(dense_logits(layer, hidden))

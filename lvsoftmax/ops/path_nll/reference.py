@@ -1,0 +1,158 @@
+"""Tree log-probabilities in plain PyTorch.
+
+Letters: N tokens, D hidden, V words, M = V - 1 nodes, L depth of the tree, P pairs of a token and a node on its
+target's path, U distinct nodes among the pairs. Of the branches of node ``n``, ``2 n`` is taken with probability
+``sigmoid(score[n])`` and ``2 n + 1`` with ``sigmoid(-score[n])``. See README.md beside this file for the derivation.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lvsoftmax.ops.numerics import upcast
+
+
+def path_nll(
+    hidden_ND: Tensor,
+    weight_MD: Tensor,
+    bias_M: Tensor,
+    node_branch_M: Tensor,
+    word_branch_V: Tensor,
+    depth: int,
+    target_N: Tensor,
+    *,
+    sparse: bool,
+) -> Tensor:
+    """Return ``-log p(target)`` of each token: the sum over its path of ``softplus(-+score)``.
+
+    Cost: ``6 D`` FLOPs per pair for a training step, memory ``O(P)`` and the gradients. With ``sparse`` the gradients
+    of weight and bias are coalesced COO tensors of U rows. While a graph is traced, the paths are padded to the depth of
+    the tree, since shapes must not depend on data then; ``sparse`` breaks the graph instead.
+    """
+    branch_NL = _paths(node_branch_M, word_branch_V, depth, target_N)
+    if torch.compiler.is_compiling() and not sparse:
+        return _padded(hidden_ND, weight_MD, bias_M, branch_NL)
+    return _ragged(hidden_ND, weight_MD, bias_M, branch_NL, sparse)
+
+
+def tree_log_prob(
+    score_MN: Tensor,
+    levels: list[tuple[int, int]],
+    node_position_M: Tensor,
+    leaf_position_V: Tensor,
+    word_leaf_V: Tensor,
+) -> Tensor:
+    """Return the log-probability ``[N, V]`` of every word, by one pass down the tree.
+
+    Args:
+        score_MN: score of every node, by level; a level is then one block of memory.
+        levels: of every level, the number of its nodes and of the leaves that hang from it.
+        node_position_M: for every node, its position among the branches of the level above.
+        leaf_position_V: the same for every leaf, leaves by level.
+        word_leaf_V: the leaf of every word.
+    """
+    reached_KN = upcast(score_MN).new_zeros(1, score_MN.shape[1])
+    leaves, node, leaf = [], 0, 0
+    for width, leaf_count in levels:
+        score_KN = upcast(score_MN[node : node + width])
+        taken_KBN = torch.stack([F.logsigmoid(score_KN), F.logsigmoid(-score_KN)], 1) + reached_KN[:, None]
+        branch_BN = taken_KBN.flatten(0, 1)
+        leaves.append(branch_BN[leaf_position_V[leaf : leaf + leaf_count]])
+        node, leaf = node + width, leaf + leaf_count
+        reached_KN = branch_BN[node_position_M[node : node + 2 * width - leaf_count]]
+    return torch.cat(leaves)[word_leaf_V].T
+
+
+def _paths(node_branch_M: Tensor, word_branch_V: Tensor, depth: int, target_N: Tensor) -> Tensor:
+    """Return the branches from each target up to the root, ``[N, L]``, filled with -1."""
+    branch_N = word_branch_V[target_N]
+    path = [branch_N]
+    for _ in range(depth - 1):
+        # the root, node 0, hangs from branch -1; so does whatever lies above it
+        branch_N = node_branch_M[(branch_N >> 1).clamp(min=0)]
+        path.append(branch_N)
+    return torch.stack(path, 1)
+
+
+def _padded(hidden_ND: Tensor, weight_MD: Tensor, bias_M: Tensor, branch_NL: Tensor) -> Tensor:
+    """Gather ``[N, L, D]``, which a compiler fuses with the product."""
+    node_NL = (branch_NL >> 1).clamp(min=0)
+    score_NL = (upcast(weight_MD[node_NL]) * upcast(hidden_ND)[:, None]).sum(2) + upcast(bias_M[node_NL])
+    nll_NL = F.softplus(torch.where(branch_NL % 2 == 0, -score_NL, score_NL))
+    return torch.where(branch_NL < 0, 0.0, nll_NL).sum(1)
+
+
+@torch.compiler.disable()
+def _ragged(hidden_ND: Tensor, weight_MD: Tensor, bias_M: Tensor, branch_NL: Tensor, sparse: bool) -> Tensor:
+    return _Ragged.apply(hidden_ND, weight_MD, bias_M, branch_NL, sparse)
+
+
+class _Ragged(torch.autograd.Function):
+    """The pairs as one list, ordered by token.
+
+    All three products between rows of two tables are those of an embedding bag, whose kernels read the rows in place:
+    the scores are its gradient by the weights of a bag's members, the gradients are weighted sums of rows over the
+    pairs of a token and over the pairs of a node.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden_ND, weight_MD, bias_M, branch_NL, sparse):
+        on_path_NL = branch_NL >= 0
+        token_P, step_P = on_path_NL.nonzero(as_tuple=True)
+        branch_P = branch_NL[token_P, step_P].long()
+        node_P, sign_P = branch_P >> 1, 1 - 2 * (branch_P & 1)
+        bag_N = _starts(on_path_NL.sum(1))
+        table_ND, table_MD = upcast(hidden_ND), upcast(weight_MD)
+        score_P = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+            table_ND, table_MD, node_P, bag_N, token_P, mode=0
+        )
+        # what a decision lacks to certainty, sigmoid(-x), keeps its digits where 1 - sigmoid(x) loses them
+        confidence_P = sign_P * (score_P + bias_M[node_P])
+        ctx.save_for_backward(
+            hidden_ND, weight_MD, bias_M, node_P, token_P, bag_N, -sign_P * torch.sigmoid(-confidence_P)
+        )
+        ctx.sparse = sparse
+        return table_ND.new_zeros(len(hidden_ND)).index_add_(0, token_P, F.softplus(-confidence_P))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream_N):
+        hidden_ND, weight_MD, bias_M, node_P, token_P, bag_N, slope_P = ctx.saved_tensors
+        gradient_P = slope_P * upstream_N[token_P]
+        grad_hidden_ND = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_hidden_ND = _bag_sums(upcast(weight_MD), node_P, bag_N, gradient_P).to(hidden_ND.dtype)
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            node_P, order_P = node_P.sort()
+            token_P, gradient_P = token_P[order_P], gradient_P[order_P]
+            if ctx.sparse:
+                node_U, size_U = torch.unique_consecutive(node_P, return_counts=True)
+                bag_U = _starts(size_U)
+            else:
+                node_U = None
+                bag_U = torch.searchsorted(node_P, torch.arange(len(weight_MD), device=node_P.device))
+            if ctx.needs_input_grad[1]:
+                rows_UD = _bag_sums(upcast(hidden_ND), token_P, bag_U, gradient_P).to(weight_MD.dtype)
+                grad_weight = _spread(rows_UD, node_U, weight_MD)
+            if ctx.needs_input_grad[2]:
+                one_N1 = gradient_P.new_ones(len(hidden_ND), 1)
+                sum_U = _bag_sums(one_N1, token_P, bag_U, gradient_P).squeeze(1).to(bias_M.dtype)
+                grad_bias = _spread(sum_U, node_U, bias_M)
+        return grad_hidden_ND, grad_weight, grad_bias, None, None
+
+
+def _bag_sums(table: Tensor, row_P: Tensor, bag: Tensor, factor_P: Tensor) -> Tensor:
+    """Return the sum of ``factor * table[row]`` over the pairs of each bag, bags given by where they start."""
+    return F.embedding_bag(row_P, table, bag, mode="sum", per_sample_weights=factor_P)
+
+
+def _starts(size: Tensor) -> Tensor:
+    return size.cumsum(0) - size
+
+
+def _spread(rows: Tensor, index_U: Tensor | None, like: Tensor) -> Tensor:
+    """Return the gradient whose rows ``index`` are given, and others zero; all of them without ``index``."""
+    if index_U is None:
+        return rows
+    return torch.sparse_coo_tensor(index_U[None], rows, like.shape, is_coalesced=True, check_invariants=False)
