@@ -1,8 +1,20 @@
-"""Noise distributions over words: draw ids on the device, know their expected counts."""
+"""Noise distributions over words: probabilities, tables to draw from, draws on the device, their expected counts.
 
-from typing import NamedTuple
+Letters: V words, K draws. Tables are integers (fixed point), for three reasons: what is drawn follows the stored table
+exactly, with no rounding between the draw and its logarithm; no cast of a module to half precision can touch them; and
+devices without float64 can draw from a million words.
+"""
 
+import math
+from typing import Literal, NamedTuple
+
+import torch
 from torch import Tensor
+
+NoiseName = Literal["uniform", "log_uniform", "unigram"]
+
+COLUMN = 2**32  # units of probability in one column of an alias table: V * COLUMN fits int64 up to V = 2e9
+DRAW = 2**40  # units of one draw in an inclusion table: K * DRAW fits int64 up to K = 8e6
 
 
 class Sample(NamedTuple):
@@ -15,3 +27,155 @@ class Sample(NamedTuple):
     ids: Tensor  # [K] shared by all tokens
     log_expected: Tensor  # [K] of the drawn words
     target_log_expected: Tensor  # [tokens] of the targets
+
+
+class AliasTable(NamedTuple):
+    """A distribution cut into V columns of equal mass, each shared by at most two words."""
+
+    mass: Tensor  # [V] probability of each word in units of 1 / (V * COLUMN)
+    threshold: Tensor  # [V] units of column v that belong to word v; the rest belongs to ``alias[v]``
+    alias: Tensor  # [V]
+
+
+def noise_probability(counts: Tensor, noise: NoiseName, power: float = 1.0) -> Tensor:
+    """Return ``q [V]``, float64, summing to one and positive everywhere.
+
+    ``q(r) ~ weight(r) ** power`` where the weight of the word of rank ``r`` (from 0) is
+
+    - ``uniform``: 1;
+    - ``log_uniform``: ``log((r + 2) / (r + 1))``, about Zipf's law, as TensorFlow's log-uniform sampler has it;
+    - ``unigram``: its count, words never seen counting as seen once, so that no target has probability zero.
+
+    Raises:
+        ValueError: ``power`` is negative or not finite, or ``noise`` is not one of the names.
+    """
+    if not (math.isfinite(power) and power >= 0):
+        raise ValueError(f"power={power}: must be finite and not negative; 1 keeps the distribution as it is")
+    rank_V = torch.arange(len(counts), dtype=torch.float64, device=counts.device)
+    if noise == "uniform":
+        log_weight_V = torch.zeros_like(rank_V)
+    elif noise == "log_uniform":
+        log_weight_V = (1 / (rank_V + 1)).log1p().log()
+    elif noise == "unigram":
+        log_weight_V = counts.double().clamp(min=1).log()
+    else:
+        raise ValueError(f"noise={noise!r}: must be uniform, log_uniform or unigram")
+    return torch.softmax(power * log_weight_V, 0)
+
+
+def sample_count(name: str, value: int | float, vocab_size: int) -> int:
+    """Return a number of words given absolutely (int) or as a share of the vocabulary (float in (0, 1], rounded up).
+
+    Raises:
+        ValueError: ``value`` is neither.
+    """
+    if isinstance(value, float) and 0 < value <= 1:
+        return math.ceil(value * vocab_size)
+    if isinstance(value, int) and value >= 1:
+        return value
+    raise ValueError(f"{name}={value}: must be a whole number of at least 1 or a share of the vocabulary in (0, 1]")
+
+
+def alias_table(probability_V: Tensor) -> AliasTable:
+    """Build the table from which one draw costs two random numbers and two look-ups (Walker 1977; Vose 1991).
+
+    Vectorised: columns are filled in rank order, light words (below one column) from heavy ones. With ``D`` the running
+    sum of what the light words lack and ``E`` that of what the heavy words have to spare, a light word is filled
+    by the first heavy word whose ``E`` exceeds the ``D`` before it; a heavy word is itself the lighter part of its
+    column once ``D`` has reached its ``E``, and the next heavy word fills it (the sweep of Hübschle-Schneider &
+    Sanders 2019, Parallel Weighted Random Sampling, section 4). In integers every column comes out exactly full.
+    """
+    vocab_size = len(probability_V)
+    mass_V = _apportion(probability_V, vocab_size * COLUMN, vocab_size * COLUMN)
+    threshold_V = mass_V.clone()
+    alias_V = torch.arange(vocab_size, device=mass_V.device)
+    light = (mass_V < COLUMN).nonzero().squeeze(1)
+    heavy = (mass_V >= COLUMN).nonzero().squeeze(1)
+    if len(light):
+        lack = COLUMN - mass_V[light]
+        lacked = lack.cumsum(0)
+        spared = (mass_V[heavy] - COLUMN).cumsum(0)
+        alias_V[light] = heavy[torch.searchsorted(spared, lacked - lack, right=True)]
+        alias_V[heavy[:-1]] = heavy[1:]
+        threshold_V[heavy] = COLUMN + spared - lacked[torch.searchsorted(lacked, spared)]
+    return AliasTable(mass_V, threshold_V, alias_V)
+
+
+def draw_independent(table: AliasTable, count: int, generator: torch.Generator) -> Tensor:
+    """Draw ``[count]`` ids with replacement, in O(count)."""
+    device = table.mass.device
+    column = torch.randint(len(table.mass), (count,), generator=generator, device=device)
+    height = torch.randint(COLUMN, (count,), generator=generator, device=device)
+    return torch.where(height < table.threshold[column], column, table.alias[column])
+
+
+def log_expected_count(mass_V: Tensor, ids: Tensor, count: int) -> Tensor:
+    """Return ``log(K q)`` of ``ids`` under ``count`` draws from an alias table with these masses."""
+    return (mass_V[ids].float() / COLUMN).log() + math.log(count / len(mass_V))
+
+
+def log_inclusion(log_expected: Tensor, count: int) -> Tensor:
+    """Return ``log(1 - (1 - q)^K)``, how likely ``count`` independent draws hold a word at least once.
+
+    Args:
+        log_expected: ``log(K q)``.
+        count: K.
+    """
+    log_missed = count * torch.log1p(-(log_expected.exp() / count).clamp(max=1))
+    return (-torch.expm1(log_missed)).log()
+
+
+def inclusion_mass(probability_V: Tensor, count: int) -> Tensor:
+    """Return the probabilities ``pi [V]`` that words are among ``count`` distinct draws, in units of ``1 / DRAW``.
+
+    ``pi = min(1, c q)`` with the ``c`` that makes the sum ``count``: words with ``c q >= 1`` are in every draw, the
+    others in proportion to ``q``.
+
+    Raises:
+        ValueError: ``count`` exceeds the vocabulary.
+    """
+    if count > len(probability_V):
+        raise ValueError(
+            f"samples={count}: more than the {len(probability_V)} words there are to draw without replacement; "
+            "lower samples or set replacement=true"
+        )
+    falling_V = probability_V.sort(descending=True).values
+    left_V = falling_V.flip(0).cumsum(0).flip(0)  # mass of the words from each rank on
+    certain_V = torch.arange(len(falling_V), dtype=torch.float64, device=falling_V.device)
+    scale_V = (count - certain_V) / left_V  # c, were all the words before this rank certain
+    enough = (scale_V * falling_V < 1).nonzero()
+    inclusion_V = (scale_V[enough[0]] * probability_V).clamp(max=1) if len(enough) else torch.ones_like(probability_V)
+    return _apportion(inclusion_V, count * DRAW, DRAW)
+
+
+def draw_distinct(mass_V: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Draw ``[count]`` different ids, each word with exactly its inclusion probability, in O(V).
+
+    Systematic sampling with unequal probabilities (Madow 1949) over a random order (Hartley & Rao 1962): words lie end
+    to end on a line, each as long as its inclusion probability; points at distance one, from a random start, hit the
+    words that are drawn. No word is longer than one, hence none is hit twice.
+    """
+    order_V = torch.randperm(len(mass_V), generator=generator, device=mass_V.device)
+    end_V = mass_V[order_V].cumsum(0)
+    start = torch.randint(DRAW, (1,), generator=generator, device=mass_V.device)
+    point_K = start + DRAW * torch.arange(count, device=mass_V.device)
+    return order_V[torch.searchsorted(end_V, point_K, right=True)]
+
+
+def log_inclusion_probability(mass_V: Tensor, ids: Tensor) -> Tensor:
+    """Return the log probability that each of ``ids`` is among the distinct draws of these masses."""
+    return (mass_V[ids].float() / DRAW).log()
+
+
+def _apportion(share_V: Tensor, units: int, most: int) -> Tensor:
+    """Split ``units`` in proportion to ``share`` into integers between one and ``most`` that sum to it exactly."""
+    unit_V = (share_V * (units / share_V.sum())).round().long().clamp(1, most)
+    while surplus := int(unit_V.sum()) - units:
+        # Rounding left a few too many or too few: spread them evenly, the least probable words first.
+        room_V = unit_V - 1 if surplus > 0 else most - unit_V
+        each = -(-abs(surplus) // int((room_V > 0).sum()))
+        room_V = room_V.clamp(max=each)
+        taken_V = room_V.flip(0).cumsum(0).flip(0) - room_V
+        change_V = torch.minimum((abs(surplus) - taken_V).clamp(min=0), room_V)
+        unit_V = unit_V - change_V if surplus > 0 else unit_V + change_V
+    return unit_V

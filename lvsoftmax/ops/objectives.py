@@ -1,0 +1,90 @@
+"""Training objectives that look at few words, from their logits.
+
+Letters: N tokens, D hidden, V words, K drawn words shared by the tokens. Values are in nats, in float32 at least.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lvsoftmax.ops.numerics import upcast
+
+
+def candidate_logits(
+    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, target_N: Tensor, ids_K: Tensor, *, sparse: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the logits ``[N]`` of the targets and ``[N, K]`` of the drawn words, from ``N + K`` rows of the table.
+
+    Args:
+        hidden_ND: hidden vectors.
+        weight_VD: the table.
+        bias_V: one number per word, or None.
+        target_N: each token's word.
+        ids_K: drawn words.
+        sparse: whether the gradients of table and bias are row-sparse (COO).
+    """
+    ids = torch.cat([target_N, ids_K])
+    size = [len(target_N), len(ids_K)]
+    target_row_ND, row_KD = F.embedding(ids, weight_VD, sparse=sparse).split(size)
+    target_logit_N = upcast(hidden_ND * target_row_ND).sum(1)
+    logit_NK = upcast(hidden_ND @ row_KD.T)
+    if bias_V is None:
+        return target_logit_N, logit_NK
+    target_bias_N, bias_K = bias_V.gather(0, ids, sparse_grad=sparse).split(size)
+    return target_logit_N + target_bias_N, logit_NK + bias_K
+
+
+def sampled_softmax(
+    target_logit_N: Tensor, logit_NK: Tensor, target_log_expected_N: Tensor, log_expected_K: Tensor, hit_NK: Tensor
+) -> Tensor:
+    """Return the cross-entropy of each target among itself and the drawn words, their logits corrected.
+
+    ``-log( exp(s_t - l_t) / (exp(s_t - l_t) + sum_{k: not hit} exp(s_k - l_k)) )`` with ``l`` the log expected count:
+    Jean et al. 2015, equation 10 (there ``l = log q``), and TensorFlow's ``sampled_softmax_loss``.
+
+    Computed as ``log(1 + exp(d))``, so that value and gradient keep their digits as the target's share goes to one.
+
+    Args:
+        target_logit_N: ``s_t``.
+        logit_NK: ``s_k``.
+        target_log_expected_N: ``l_t``.
+        log_expected_K: ``l_k``.
+        hit_NK: where a drawn word is the token's own target, and is left out.
+    """
+    corrected_NK = (upcast(logit_NK) - log_expected_K).masked_fill(hit_NK, -torch.inf)
+    others_N = torch.logsumexp(corrected_NK, 1)
+    return -F.logsigmoid(upcast(target_logit_N) - target_log_expected_N - others_N)
+
+
+def importance_sampling(target_logit_N: Tensor, logit_NK: Tensor, log_expected_K: Tensor) -> Tensor:
+    """Return ``-s_t + log sum_k exp(s_k) / (K q_k)``, the log-partition estimated by importance sampling.
+
+    Its gradient is the self-normalised estimator of Bengio & Senecal 2003: ``-ds_t + sum_k w_k ds_k / sum_k w_k`` with
+    ``w_k = exp(s_k) / q_k``. The target is not in the sum: the value may be negative.
+
+    Args:
+        target_logit_N: ``s_t``.
+        logit_NK: ``s_k`` of K independent draws.
+        log_expected_K: ``log(K q_k)``.
+    """
+    return torch.logsumexp(upcast(logit_NK) - log_expected_K, 1) - upcast(target_logit_N)
+
+
+def log_weight_sums(logit_NK: Tensor, log_expected_K: Tensor) -> Tensor:
+    """Return ``[2, N]``: the logs of the sums of ``w_k = exp(s_k - log_expected_k)`` and of ``w_k^2``.
+
+    The sums of two blocks of draws are joined by ``logaddexp``.
+    """
+    log_weight_NK = upcast(logit_NK) - log_expected_K
+    return torch.stack([torch.logsumexp(log_weight_NK, 1), torch.logsumexp(2 * log_weight_NK, 1)])
+
+
+def effective_sample_size(log_sums_2N: Tensor) -> Tensor:
+    """Return ``(sum_k w_k)^2 / sum_k w_k^2`` of each token, between 1 and K.
+
+    Kong 1992; Bengio & Senecal 2008, section IV, who decide by it how many words to draw.
+
+    Args:
+        log_sums_2N: logs of the two sums, as ``log_weight_sums`` returns them.
+    """
+    return (2 * log_sums_2N[0] - log_sums_2N[1]).exp()
