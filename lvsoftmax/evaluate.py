@@ -17,7 +17,7 @@ from lvsoftmax.layer import OutputLayer, unigram_log_prob
 TOP = (1, 5, 10)
 """How many of the most probable words count as a prediction."""
 
-_ENTRIES = 2**26  # of one [tokens, vocab] block of log-probabilities: 256 MiB in float32
+_ENTRIES = 2**25  # of one [tokens, vocab] block of log-probabilities: 128 MiB in float32
 
 
 @runtime_checkable
@@ -60,7 +60,7 @@ def evaluate(
     computes in the precision of the surrounding ``torch.autocast``; sums over tokens run in float64 and are divided
     once, by the number of tokens. Tokens of weight 0 are padding and left out.
 
-    Cost per token: one ``nll``; when ``full``, one ``topk`` and one ``log_partition`` more. Memory: blocks of 2**26
+    Cost per token: one ``nll``; when ``full``, one ``topk`` and one ``log_partition`` more. Memory: blocks of 2**25
     entries of ``[tokens, vocab]``, whatever the batch and the vocabulary, and 40 bytes per token of the text.
 
     Args:
