@@ -1,0 +1,393 @@
+import csv
+import html.parser
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import plotly.graph_objects
+import pytest
+from synthetic_runs import make_run, quick_study
+
+from experiments import report
+
+
+def names(comparison):
+    return [row.label for row in comparison.rows]
+
+
+def test_same_folders_give_the_same_bytes(tmp_path):
+    folders = quick_study(tmp_path / "runs")
+    report.write(folders, tmp_path / "one", "Study")
+    report.write(folders[::-1] + folders[:1], tmp_path / "two", "Study")
+    for name in ("report.html", "results.csv", "perplexity.svg"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+
+
+def test_imports_no_torch():
+    code = "import sys, experiments.report; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent).returncode == 0
+
+
+# -- the numbers ----------------------------------------------------------------------------------------------------
+
+
+def test_difference_and_speed_up_are_paired_by_seed(tmp_path):
+    for seed, full, sampled, speed in ((1, 150.0, 160.0, 10_000.0), (2, 100.0, 120.0, 20_000.0)):
+        make_run(tmp_path, "full_softmax", seed=seed, perplexity=full, speed=5000.0 * seed)
+        make_run(tmp_path, "sampled_softmax", seed=seed, perplexity=sampled, speed=speed)
+    make_run(tmp_path, "sampled_softmax", seed=3, perplexity=900.0, speed=1.0)  # has no full softmax beside it
+    comparison = report.compare(tmp_path.glob("*/*"), "")
+    full, sampled = comparison.rows
+    assert comparison.reference is full
+    assert (sampled.difference.mean, sampled.difference.low, sampled.difference.high) == pytest.approx((15, 10, 20))
+    assert sampled.percent.mean == pytest.approx(100 * (10 / 150 + 20 / 100) / 2)
+    assert sampled.speed_up.mean == pytest.approx(2.0)
+    assert sampled.test.mean == pytest.approx((160 + 120 + 900) / 3)
+    assert full.difference.high == 0 and full.speed_up.low == 1
+
+
+def test_rows_are_in_order_of_perplexity_and_the_best_of_each_column_is_marked(tmp_path):
+    comparison = report.write(quick_study(tmp_path / "runs"), tmp_path, "Study")
+    means = [row.test.mean for row in comparison.rows]
+    assert means == sorted(means)
+    page = (tmp_path / "report.html").read_text()
+    best = re.findall(r'class="best">([^<]*)<', page)
+    assert best[0] == "152.3" and "23,800" in best and "4.7×" in best and "890\u00a0MB" in best
+    assert "620.0" in page.split("<tfoot>")[1].split("</tfoot>")[0]
+
+
+def test_answer_names_who_wins_at_what(tmp_path):
+    folders = quick_study(tmp_path)
+    assert report.answer(report.compare(folders, "")).replace("\u00a0", " ") == (
+        "Full softmax predicts best (test perplexity 152.3); hierarchical softmax trains fastest (4.7× full softmax's "
+        "speed); adaptive softmax needs the least memory (890 MB at its peak)."
+    )
+    both = [
+        make_run(tmp_path, "full_softmax", digits="b", perplexity=200.0, speed=1.0, peak_bytes=1000),
+        make_run(tmp_path, "sampled_softmax", digits="b", perplexity=100.0, speed=2.0),
+    ]
+    assert report.answer(report.compare(both, "")).startswith(
+        "Sampled softmax predicts best (test perplexity 100.0) and trains fastest (2.0× full softmax's speed); full"
+    )
+
+
+def test_one_seed_is_said_and_no_verdict_given(tmp_path):
+    notes = report.caveats(report.compare(quick_study(tmp_path), ""))
+    assert any("One seed" in note for note in notes)
+    make_run(tmp_path, "full_softmax", seed=2)
+    notes = report.caveats(report.compare(tmp_path.glob("*/*"), ""))
+    assert any("no test of significance" in note for note in notes)
+
+
+def test_equal_time_under_a_budget_of_tokens_and_equal_tokens_under_one_of_seconds(tmp_path):
+    fast = make_run(tmp_path / "tokens", "sampled_softmax", speed=20_000)
+    slow = make_run(tmp_path / "tokens", "full_softmax", speed=5000)
+    comparison = report.compare([fast, slow], "")
+    assert (comparison.stop.axis, comparison.stop.value) == ("seconds", 50.0)
+    # full softmax has read a quarter of its tokens then: its fifth validation of twenty
+    full = next(row for row in comparison.rows if row.label == "Full softmax")
+    assert full.at_stop.mean == pytest.approx(full.runs[0].curve[4]["perplexity"])
+    fast = make_run(tmp_path / "seconds", "sampled_softmax", speed=20_000, tokens=4_000_000)
+    slow = make_run(tmp_path / "seconds", "full_softmax", speed=5000, tokens=1_000_000)
+    comparison = report.compare([fast, slow], "")
+    assert (comparison.stop.axis, comparison.stop.value) == ("tokens", 1_000_000)
+
+
+def test_perplexity_between_two_validations_is_their_geometric_mean():
+    curve = [{"seconds": 10.0, "perplexity": 400.0}, {"seconds": 30.0, "perplexity": 100.0}]
+    assert report.perplexity_at(curve, report.Stop("seconds", 20.0)) == pytest.approx(200.0)
+    assert report.perplexity_at(curve, report.Stop("seconds", 30.0)) == pytest.approx(100.0)
+    assert report.perplexity_at(curve, report.Stop("seconds", 31.0)) is None
+    assert report.perplexity_at(curve[:1], report.Stop("seconds", 10.0)) == 400.0
+
+
+def test_bands_are_relative_to_full_softmax(tmp_path):
+    folders = [make_run(tmp_path, "full_softmax"), make_run(tmp_path, "sampled_softmax", tail=0.5)]
+    table = report.bands(report.compare(folders, ""))
+    assert table.relative and table.labels[0] == "1–10" and table.labels[-1] == "10,001–18,000"
+    assert sum(table.shares) == pytest.approx(1)
+    losses = {row.label: values for row, values in table.rows}
+    assert losses["Full softmax"] == [0] * 5
+    assert losses["Sampled softmax"] == pytest.approx([0.05, 0.0, 0.05, 0.2, 0.45])
+    table = report.bands(report.compare(folders[1:], ""))
+    assert not table.relative and table.rows[0][1][0] == pytest.approx(2.55)
+
+
+def test_variants_of_a_layer_are_rows_of_their_own(tmp_path):
+    make_run(tmp_path, "sampled_softmax", output={"noise": "uniform", "samples": 8})
+    make_run(tmp_path, "sampled_softmax", output={"noise": "unigram", "samples": 8}, digits="f", perplexity=160.0)
+    comparison = report.compare(tmp_path.glob("*/*"), "")
+    assert names(comparison) == ["Sampled softmax (noise=uniform)", "Sampled softmax (noise=unigram)"]
+
+
+def test_csv_holds_one_unrounded_line_per_run(tmp_path):
+    folders = quick_study(tmp_path / "runs")
+    folders.append(make_run(tmp_path / "runs", "spherical_softmax", status="diverged"))
+    report.write(folders, tmp_path, "Study")
+    lines = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
+    assert len(lines) == 7
+    assert lines[0]["layer"] == "full_softmax" and float(lines[0]["test_nll"]) == math.log(152.3)
+    assert lines[-1]["status"] == "diverged" and lines[-1]["test_perplexity"] == ""
+
+
+@pytest.mark.parametrize("low, high", [(150, 490), (90, 110), (10, 100_000), (3, 3.1), (100, 100), (7, 2000)])
+def test_ticks_are_few_and_inside(low, high):
+    ticks = report.log_ticks(low, high)
+    assert ticks == sorted(ticks) and len(ticks) <= 12
+    assert all(low <= tick <= high for tick in ticks)
+
+
+# -- folders that are not as they should be -------------------------------------------------------------------------
+
+
+def no_config(folder):
+    (folder / "config.yaml").unlink()
+
+
+def no_result(folder):
+    (folder / "result.json").unlink()
+
+
+def no_metrics(folder):
+    (folder / "metrics.jsonl").unlink()
+
+
+def half_a_line(folder):
+    text = (folder / "metrics.jsonl").read_text()
+    (folder / "metrics.jsonl").write_text(text[:-30])
+
+
+def half_a_result(folder):
+    (folder / "result.json").write_text((folder / "result.json").read_text()[:100])
+
+
+def result_without_memory(folder):
+    change_result(folder, lambda result: result.pop("memory"))
+
+
+def words_for_numbers(folder):
+    change_result(folder, lambda result: result["valid"].update(perplexity="high"))
+
+
+def loss_not_finite(folder):
+    change_result(folder, lambda result: result["test"].update(nll=math.nan, perplexity=math.nan))
+
+
+def result_is_a_list(folder):
+    (folder / "result.json").write_text("[]")
+
+
+def binary_config(folder):
+    (folder / "config.yaml").write_bytes(b"\xff\xfe\x00")
+
+
+def config_of_something_else(folder):
+    (folder / "config.yaml").write_text("- 1\n- 2\n")
+
+
+def other_vocabulary(folder):
+    change_result(folder, lambda result: result.update(vocabulary=17_999))
+
+
+def other_test_text(folder):
+    change_result(folder, lambda result: result["test"].update(tokens=24_999))
+
+
+def other_corpus(folder):
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("data: sotu", "data: ptb"))
+
+
+def change_result(folder, change):
+    result = json.loads((folder / "result.json").read_text())
+    change(result)
+    (folder / "result.json").write_text(json.dumps(result))
+
+
+FAULTS = {
+    no_config: "no run folder",
+    no_result: "not finished",
+    no_metrics: "not finished",
+    half_a_line: "damaged",
+    half_a_result: "damaged",
+    result_without_memory: "damaged",
+    words_for_numbers: "damaged",
+    loss_not_finite: "test loss is nan",
+    result_is_a_list: "damaged",
+    binary_config: "damaged",
+    config_of_something_else: "damaged",
+    other_vocabulary: "vocabulary is 17999, here 18000",
+    other_test_text: "number of test tokens",
+    other_corpus: "name is ptb, here sotu",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_faulty_folders_are_left_out_by_name(tmp_path, fault):
+    folders = [make_run(tmp_path / "runs", layer) for layer in ("full_softmax", "sampled_softmax", "adaptive_softmax")]
+    fault(folders[0])
+    comparison = report.compare(folders, "Study")
+    assert names(comparison) == ["Adaptive softmax", "Sampled softmax"]
+    ((name, reason),) = comparison.left_out
+    assert name == "sotu/full_softmax-lstm-seed1-0123abcd" and FAULTS[fault] in reason and "\n" not in reason
+    page = report.html(comparison)
+    assert name in page and FAULTS[fault] in page
+
+
+def test_a_run_is_not_averaged_with_one_under_other_settings(tmp_path):
+    make_run(tmp_path, "full_softmax", perplexity=100.0)
+    make_run(tmp_path, "full_softmax", perplexity=200.0, digits="ffff", optim={"learning_rate": 0.2})
+    comparison = report.compare(tmp_path.glob("*/*"), "")
+    assert comparison.rows[0].test.mean == 100.0
+    assert "optim.learning_rate" in comparison.left_out[0][1]
+
+
+def test_unequal_conditions_are_said(tmp_path):
+    make_run(tmp_path, "full_softmax")
+    make_run(tmp_path, "sampled_softmax", model={"backbone": {"hidden_size": 512}})
+    notes = report.caveats(report.compare(tmp_path.glob("*/*"), ""))
+    assert any("differ in more than layer and seed: model.backbone.hidden_size" in note for note in notes)
+
+
+def test_a_diverged_run_is_shown_as_diverged(tmp_path):
+    folders = [
+        make_run(tmp_path / "runs", "full_softmax"),
+        make_run(tmp_path / "runs", "hierarchical_softmax", seed=1),
+        make_run(tmp_path / "runs", "hierarchical_softmax", seed=2, status="diverged"),
+        make_run(tmp_path / "runs", "sampled_softmax", status="diverged"),
+    ]
+    comparison = report.write(folders, tmp_path, "Study")
+    notes = {row.label: row.note for row in comparison.rows}
+    assert notes["Hierarchical softmax"] == "1 of 2 seeds diverged"
+    assert notes["Sampled softmax"] == "diverged at step 750"
+    assert names(comparison)[-1] == "Sampled softmax" and comparison.rows[-1].test is None
+    assert "diverged at step 750" in (tmp_path / "report.html").read_text()
+    assert "diverged" in report.text_table(comparison)
+
+
+def test_overflowing_validations_do_not_reach_the_figures(tmp_path):
+    folder = make_run(tmp_path / "runs", "full_softmax", status="diverged")
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    moment = {"step": 800, "tokens": 320_000, "epoch": 0.1, "seconds": 64.0}
+    for value in (math.inf, math.nan):
+        lines.insert(-1, json.dumps({"kind": "valid", **moment, "nll": value, "perplexity": value, "bands": []}))
+    (folder / "metrics.jsonl").write_text("\n".join(lines))
+    comparison = report.write([folder], tmp_path, "Study")
+    assert len(comparison.runs[0].curve) == 6
+
+
+@pytest.mark.parametrize("kept", [[], ["full_softmax"], ["sampled_softmax"], ["sampled_softmax", "adaptive_softmax"]])
+def test_few_runs_do_not_break_the_page(tmp_path, kept):
+    comparison = report.write([make_run(tmp_path / "runs", layer) for layer in kept], tmp_path, "Study")
+    page = (tmp_path / "report.html").read_text()
+    assert report.answer(comparison).replace("'", "&#39;") in page
+    assert len(comparison.rows) == len(kept)
+    assert ("* plotly.js v" in page) == bool(kept)
+    report.text_table(comparison)
+    if not kept:
+        assert "nothing to compare" in page
+    if len(kept) == 2:
+        assert "No run of full softmax has finished" in page
+
+
+# -- the page -------------------------------------------------------------------------------------------------------
+
+
+class Page(html.parser.HTMLParser):
+    """Collects what the tests ask about, and fails on tags that do not match."""
+
+    VOID = ("meta", "link", "br", "circle", "rect", "path")
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.ids, self.references, self.addresses, self.tables, self.cells = [], [], [], [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self.ids += [attributes[key] for key in ("id",) if key in attributes]
+        self.references += [attributes[key] for key in ("aria-labelledby",) if key in attributes]
+        self.addresses += [attributes[key] for key in ("src", "href", "action") if key in attributes]
+        if tag == "table":
+            self.tables.append([])
+        if self.tables and tag in ("caption", "th"):
+            self.tables[-1].append((tag, attributes.get("scope")))
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    root = tmp_path_factory.mktemp("page")
+    folders = quick_study(root / "runs")
+    folders += [make_run(root / "runs", "full_softmax", seed=2), make_run(root / "runs", "a_softmax", status="running")]
+    folders += [make_run(root / "runs", f"layer{index}_softmax") for index in range(8)]
+    report.write(folders, root, "Study </title><script>alert(1)</script>")
+    return (root / "report.html").read_text()
+
+
+def test_page_needs_nothing_but_itself(page):
+    parsed = Page(page)
+    assert parsed.addresses == ["data:,"]
+    assert "default-src 'none'" in page
+    style = page.split("<style>")[1].split("</style>")[0]
+    assert "url(" not in style and "@import" not in style
+    assert page.count("* plotly.js v") == 1
+
+
+def test_page_can_be_read_by_a_machine(page):
+    parsed = Page(page)
+    assert len(parsed.ids) == len(set(parsed.ids))
+    assert set(parsed.references) <= set(parsed.ids)
+    assert len(parsed.tables) == 4
+    for table in parsed.tables:
+        assert table[0][0] == "caption"
+        assert {scope for tag, scope in table if tag == "th"} == {"col", "row"}
+    assert "<html lang=" in page and 'name="viewport"' in page
+
+
+def test_page_escapes_what_it_is_given(page, tmp_path):
+    assert "<script>alert" not in page
+    folder = make_run(tmp_path / "runs", "full_softmax", output={"note": "</script><b>"})
+    make_run(tmp_path / "runs", "full_softmax", digits="f", output={"note": "plain"})
+    report.write((tmp_path / "runs").glob("*/*"), tmp_path, "Study")
+    assert "</script><b>" not in (tmp_path / "report.html").read_text()
+    assert folder.exists()
+
+
+def test_figures_are_valid_and_their_colours_defined(page):
+    figures = re.findall(r'<script type="application/json" id="([\w-]+)-data">(.*?)</script>', page, re.DOTALL)
+    assert [name for name, _ in figures] == ["curve-seconds", "curve-tokens", "bands"]
+    style = page.split("<style>")[1].split("</style>")[0]
+    light, dark = style.split("@media (prefers-color-scheme: dark)")
+    for _, text in figures:
+        for name in set(re.findall(r'"@([\w-]+)"', text)) | set(re.findall(r"var\(--(layer-\d)\)", page)):
+            assert f"--{name}:" in light and f"--{name}:" in dark, name
+        plotly.graph_objects.Figure(json.loads(re.sub(r'"@[\w-]+"', '"#000000"', text)))
+
+
+def test_every_layer_is_told_apart_by_more_than_colour(tmp_path):
+    folders = [make_run(tmp_path, f"layer{index}_softmax") for index in range(24)]
+    rows = report.compare(folders, "").rows
+    assert len({(row.colour, row.marker, row.dash) for row in rows}) == 24
+    assert len({(row.marker, row.dash) for row in rows[:6]}) == 6
+
+
+def test_command_line_prints_the_table_and_the_page(tmp_path, capsys, monkeypatch):
+    folders = quick_study(tmp_path / "runs")
+    shutil.rmtree(folders[-1] / "checkpoints")
+    monkeypatch.setattr(sys, "argv", ["report", *map(str, folders), str(tmp_path), "--output", str(tmp_path / "out")])
+    report.main()
+    printed = capsys.readouterr().out
+    assert "Hierarchical softmax" in printed and "left out: " in printed and "out/report.html" in printed
+    assert (tmp_path / "out" / "results.csv").exists()
