@@ -15,8 +15,8 @@ import re
 import shutil
 import time
 import uuid
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from itertools import chain
@@ -51,7 +51,7 @@ class Corpus:
         source: the known source of synthetic text, None for any other.
 
     Raises:
-        ValueError: a part is empty or holds ids outside ``[0, vocab)``.
+        ValueError: a text holds ids outside ``[0, vocab)``.
     """
 
     name: str
@@ -65,9 +65,7 @@ class Corpus:
     def __post_init__(self) -> None:
         for split in SPLITS:
             ids = getattr(self, split)
-            if not len(ids):
-                raise ValueError(f"{split} text of corpus {self.name} is empty; give a file with at least one line")
-            if ids.min() < 0 or ids.max() >= len(self.vocabulary):
+            if len(ids) and (ids.min() < 0 or ids.max() >= len(self.vocabulary)):
                 raise ValueError(
                     f"{split} text of corpus {self.name} has word ids from {ids.min()} to {ids.max()}, outside "
                     f"[0, {len(self.vocabulary)}); encode it with its own vocabulary, or delete its cache folder"
@@ -233,6 +231,10 @@ def load_huggingface(
             )
         tables = [parts[split] for split in names]
     elif Path(path, "state.json").is_file():
+        if cut is None:
+            raise ValueError(
+                f"data.path={path} holds a single split; set data.valid=null data.test=null to cut it by shares"
+            )
         tables = [datasets.load_from_disk(path)]
     else:
         tables = list(datasets.load_dataset(path, subset, split=names))
@@ -292,26 +294,27 @@ def read_blocks(path: Path) -> Iterator[str]:
     The last line is ended where the file does not end it. A byte order mark at the start is skipped.
 
     Raises:
-        ValueError: the file is not UTF-8, or not compressed as its name says.
+        ValueError: the file is not UTF-8, damaged, or not compressed as its name says.
     """
-    offset, block = 0, b""
+    offset, block, text = 0, b"", "\n"
     with _open(path) as stream:
         try:
-            while block := stream.read(_BLOCK):
-                while block[-1:] not in (b" ", b"\n") and (byte := stream.read(1)):
-                    block += byte
-                text = block.decode("utf-8")
-                yield text.removeprefix("\ufeff") if not offset else text
-                offset, last = offset + len(block), block[-1:]
-            if offset and last != b"\n":
-                yield "\n"
+            while chunk := stream.read(_BLOCK):
+                block += chunk
+                cut = 1 + max(block.rfind(b" "), block.rfind(b"\n"))
+                text = block[:cut].decode("utf-8")
+                yield text if offset else text.removeprefix("\ufeff")
+                offset, block = offset + cut, block[cut:]
+            if block or not text.endswith("\n"):
+                text = block.decode("utf-8") + "\n"
+                yield text if offset else text.removeprefix("\ufeff")
         except UnicodeDecodeError as error:
             raise ValueError(
                 f"{path} is not UTF-8 at byte {offset + error.start} (0x{block[error.start]:02x}); convert it, for "
                 "instance by iconv -f latin1 -t utf-8"
             ) from None
-        except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
-            raise ValueError(f"{path} cannot be decompressed after byte {offset}: {error}; copy it again") from None
+        except Exception as error:  # each decompressor has its own
+            raise ValueError(f"{path} cannot be read after byte {offset}: {error}; get an intact copy") from error
 
 
 def _open(path: Path) -> io.BufferedIOBase:
@@ -364,10 +367,13 @@ def _encode(
                 words = block.replace("\n", f" {EOS} ").split()
                 np.fromiter(map(interner.__getitem__, words), np.int32, len(words)).tofile(file)
             bounds.append(file.tell() // 4)
-    if not bounds[-1]:
-        raise ValueError("the text is empty; give files with at least one line")
     if shares is not None:
         bounds = [round(bounds[-1] * share) for share in np.cumsum(shares)]
+    for split, begin, end in zip(SPLITS, [0, *bounds], bounds, strict=False):
+        if begin == end:
+            raise ValueError(
+                f"the {split} text is empty; give at least one line, and more text where data.shares cut it"
+            )
     numbers = np.memmap(raw, np.int32, "r+")
     counts = np.zeros(len(interner), np.int64)
     for start in range(0, bounds[0], _BLOCK):
@@ -390,8 +396,9 @@ def cached(cache: str, key: dict[str, Any], write: Callable[[Path], None]) -> Pa
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     for leftover in folder.parent.glob(".partial-*"):
-        if time.time() - leftover.stat().st_mtime > _ABANDONED_SECONDS:
-            shutil.rmtree(leftover, ignore_errors=True)
+        with suppress(FileNotFoundError):  # another process may finish meanwhile
+            if time.time() - leftover.stat().st_mtime > _ABANDONED_SECONDS:
+                shutil.rmtree(leftover, ignore_errors=True)
     partial = folder.parent / f".partial-{uuid.uuid4().hex}"
     partial.mkdir()
     try:
