@@ -30,7 +30,7 @@ def full_softmax(layer, hidden: np.ndarray) -> np.ndarray:
 
 
 def hierarchical_softmax(layer, hidden: np.ndarray) -> np.ndarray:
-    """Morin & Bengio 2005, equation 2: the decisions on the way from each word up to the root, one by one."""
+    """Morin & Bengio 2005, section 3: the decisions on the way from each word up to the root, one by one."""
     weight, bias = array(layer.weight), array(layer.bias)
     log_prob = np.zeros((len(hidden), layer.vocab_size))
     for word, branch in enumerate(layer.word_branch.tolist()):
@@ -45,3 +45,15 @@ def hierarchical_softmax(layer, hidden: np.ndarray) -> np.ndarray:
 def sampled_softmax(layer, hidden: np.ndarray) -> np.ndarray:
     """Jean et al. 2015, equation 6: the words drawn matter in training only."""
     return log_softmax(dense_logits(layer, hidden))
+
+
+def differentiated_softmax(layer, hidden: np.ndarray) -> np.ndarray:
+    """Chen, Grangier & Auli 2015: a block-diagonal table; Grave et al. 2017: each block reads a projection."""
+    if layer.projection is not None:
+        hidden = hidden @ array(layer.projection).T
+    table = np.zeros((layer.vocab_size, hidden.shape[1]))
+    row = column = 0
+    for block in map(array, layer.weights):
+        table[row : row + block.shape[0], column : column + block.shape[1]] = block
+        row, column = row + block.shape[0], column + block.shape[1]
+    return log_softmax(hidden @ table.T + array(layer.bias))

@@ -31,10 +31,10 @@ class HierarchicalSoftmax(OutputLayer):
     Cost per token: ``6 D l`` FLOPs for a training step, for a path of ``l`` nodes (expected: the unigram entropy in
     bits, about 10 at V = 33,000, to which ``huffman`` adds less than one); ``2 D V`` for all log-probabilities.
 
-    Reference: Morin & Bengio 2005, Hierarchical Probabilistic Neural Network Language Model, equation 2 (their scores
-    have a hidden layer that sees a node embedding; here, as in Mnih & Hinton 2009, equation 3, a node has a vector
-    and a bias); Huffman tree: Mikolov et al. 2013, Distributed Representations of Words and Phrases, equation 3, where
-    nodes have no bias.
+    Reference: Morin & Bengio 2005, Hierarchical Probabilistic Neural Network Language Model, section 3 (their scores
+    have a hidden layer that sees a node embedding; here, as in Mnih & Hinton 2009, A Scalable Hierarchical Distributed
+    Language Model, section 4, a node has a vector and a bias); Huffman tree: Mikolov et al. 2013, Distributed
+    Representations of Words and Phrases, equation 3, where nodes have no bias.
 
     Args:
         hidden_size: D.

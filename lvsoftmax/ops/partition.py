@@ -71,7 +71,7 @@ def clustered_tree(embeddings: np.ndarray, counts: np.ndarray, iterations: int =
 
     Words are assigned in the order of their projection on the difference of the two means, up to the word where half of
     the cluster's mass is reached. Hence, as in a Huffman tree, a word's depth is about ``-log2`` of its frequency (each
-    count raised by one), whatever the vectors; Mnih & Hinton 2009 (section 4) bound the depth by balancing numbers of
+    count raised by one), whatever the vectors; Mnih & Hinton 2009 (section 5) bound the depth by balancing numbers of
     words instead. A cluster's first direction points from its mean to the word farthest from it. All clusters of a
     level are cut together.
 
@@ -165,8 +165,9 @@ def bands(
     Raises:
         ValueError: the shares are not positive or do not cover the vocabulary.
     """
-    if len(shares) == 0 or not all(share > 0 for share in shares) or not np.isclose(sum(shares), 1):
-        raise ValueError(f"bands={list(shares)} must cover the vocabulary: give positive shares whose sum is 1")
+    shares = list(shares)
+    if not shares or min(shares) <= 0 or not np.isclose(sum(shares), 1):
+        raise ValueError(f"bands={shares} must cover the vocabulary: give positive shares whose sum is 1")
     reached = np.cumsum(shares)[:-1]
     if share_of == "vocabulary":
         inner = np.rint(reached * len(counts)).astype(np.int64)

@@ -42,8 +42,8 @@ class _PerToken(torch.autograd.Function):
         ctx.dtype = product_dtype(hidden_ND)
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, target_N)
         cast_VD = weight_VD.to(ctx.dtype)
-        nll_N = _zeros(target_N, hidden_ND.dtype)
-        for block in _blocks(hidden_ND, weight_VD):
+        nll_N = zeros(target_N, hidden_ND.dtype)
+        for block in blocks(len(hidden_ND), len(weight_VD)):
             nll_N[block] = _block(hidden_ND[block].to(ctx.dtype), cast_VD, bias_V, target_N[block])[0]
         return nll_N
 
@@ -53,11 +53,11 @@ class _PerToken(torch.autograd.Function):
         hidden_ND, weight_VD, bias_V, target_N = ctx.saved_tensors
         gradients = _room(ctx, hidden_ND, weight_VD, bias_V)
         cast_VD = weight_VD.to(ctx.dtype)
-        for block in _blocks(hidden_ND, weight_VD):
+        for block in blocks(len(hidden_ND), len(weight_VD)):
             hidden_CD = hidden_ND[block].to(ctx.dtype)
             _, grad_CV = _block(hidden_CD, cast_VD, bias_V, target_N[block], upstream_N[block])
-            _accumulate(gradients, block, grad_CV, hidden_CD, cast_VD)
-        return *_cast(gradients, hidden_ND, weight_VD, bias_V), None
+            accumulate(gradients, block, grad_CV, hidden_CD, cast_VD)
+        return *cast(gradients, hidden_ND, weight_VD, bias_V), None
 
 
 class _WeightedSum(torch.autograd.Function):
@@ -66,14 +66,14 @@ class _WeightedSum(torch.autograd.Function):
         dtype = product_dtype(hidden_ND)
         gradients = _room(ctx, hidden_ND, weight_VD, bias_V)
         cast_VD = weight_VD.to(dtype)
-        nll_N = _zeros(target_N, hidden_ND.dtype)
-        for block in _blocks(hidden_ND, weight_VD):
+        nll_N = zeros(target_N, hidden_ND.dtype)
+        for block in blocks(len(hidden_ND), len(weight_VD)):
             hidden_CD = hidden_ND[block].to(dtype)
             upstream_C = token_weight_N[block] if any(ctx.needs_input_grad[:3]) else None
             nll_N[block], grad_CV = _block(hidden_CD, cast_VD, bias_V, target_N[block], upstream_C)
-            _accumulate(gradients, block, grad_CV, hidden_CD, cast_VD)
+            accumulate(gradients, block, grad_CV, hidden_CD, cast_VD)
         ctx.nll_N = nll_N if ctx.needs_input_grad[4] else None
-        ctx.gradients = _cast(gradients, hidden_ND, weight_VD, bias_V)
+        ctx.gradients = cast(gradients, hidden_ND, weight_VD, bias_V)
         return (token_weight_N * nll_N).sum()
 
     @staticmethod
@@ -87,23 +87,28 @@ class _WeightedSum(torch.autograd.Function):
         return *scaled, None, None if ctx.nll_N is None else upstream * ctx.nll_N
 
 
-def _blocks(hidden_ND: Tensor, weight_VD: Tensor) -> Iterator[slice]:
+def blocks(tokens: int, vocab: int) -> Iterator[slice]:
     """Cut the tokens into blocks of about ``BLOCK`` logits."""
-    size = max(BLOCK // len(weight_VD), FEWEST)
-    return (slice(start, start + size) for start in range(0, len(hidden_ND), size))
+    size = max(BLOCK // vocab, FEWEST)
+    return (slice(start, start + size) for start in range(0, tokens, size))
 
 
 def _block(
     hidden_CD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, target_C: Tensor, upstream_C: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the block's nll and, where ``upstream`` is given, ``upstream * (p - onehot(target))``.
+    """Return what ``softmax_block`` does of the block's logits."""
+    logit_CV = upcast(hidden_CD @ weight_VD.T)
+    if bias_V is not None:
+        logit_CV += bias_V
+    return softmax_block(logit_CV, target_C, upstream_C)
+
+
+def softmax_block(exp_CV: Tensor, target_C: Tensor, upstream_C: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Return the block's nll and, where ``upstream`` is given, ``upstream * (p - onehot(target))``; logits are lost.
 
     The sum over the other words is taken without the target. A difference from a sum over all words (``p - 1``)
     would have no correct digit left as p goes to 1.
     """
-    exp_CV = upcast(hidden_CD @ weight_VD.T)
-    if bias_V is not None:
-        exp_CV += bias_V
     exp_CV -= exp_CV.amax(1, keepdim=True)
     target_C1 = target_C[:, None]
     target_logit_C1 = exp_CV.gather(1, target_C1)
@@ -116,7 +121,7 @@ def _block(
     return nll_C1.squeeze(1), None if upstream_C is None else exp_CV
 
 
-def _zeros(like: Tensor, dtype: torch.dtype) -> Tensor:
+def zeros(like: Tensor, dtype: torch.dtype) -> Tensor:
     """Return zeros in the precision of sums."""
     return torch.zeros_like(like, dtype=torch.promote_types(dtype, torch.float32))
 
@@ -124,10 +129,10 @@ def _zeros(like: Tensor, dtype: torch.dtype) -> Tensor:
 def _room(ctx, *inputs: Tensor | None) -> list[Tensor | None]:
     """Return zeros for the sums over blocks of those gradients that are asked for."""
     pairs = zip(inputs, ctx.needs_input_grad, strict=False)
-    return [_zeros(x, x.dtype) if needed and x is not None else None for x, needed in pairs]
+    return [zeros(x, x.dtype) if needed and x is not None else None for x, needed in pairs]
 
 
-def _accumulate(
+def accumulate(
     gradients: list[Tensor | None], block: slice, grad_CV: Tensor | None, hidden_CD: Tensor, weight_VD: Tensor
 ) -> None:
     """Add a block's share to the gradients of hidden, weight and bias."""
@@ -146,6 +151,6 @@ def _accumulate(
             grad_weight_VD += grad_CV.T @ hidden_CD
 
 
-def _cast(gradients: list[Tensor | None], *inputs: Tensor | None) -> list[Tensor | None]:
+def cast(gradients: list[Tensor | None], *inputs: Tensor | None) -> list[Tensor | None]:
     """Return the gradients in the precisions of what they belong to."""
     return [None if g is None or x is None else g.to(x.dtype) for g, x in zip(gradients, inputs, strict=True)]

@@ -27,7 +27,7 @@ def path_nll(
     """Return ``-log p(target)`` of each token: the sum over its path of ``softplus(-+score)``.
 
     Cost: ``6 D`` FLOPs per pair for a training step, memory ``O(P)`` and the gradients. With ``sparse`` the gradients
-    of weight and bias are coalesced COO tensors of U rows. While a graph is traced, the paths are padded to the depth of
+    of weight and bias are coalesced COO tensors of U rows. While a graph is traced, paths are padded to the depth of
     the tree, since shapes must not depend on data then; ``sparse`` breaks the graph instead.
     """
     branch_NL = _paths(node_branch_M, word_branch_V, depth, target_N)

@@ -1,0 +1,140 @@
+"""Serve a vocabulary in any order with a layer that wants it ranked by frequency."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lvsoftmax.layer import OutputLayer
+from lvsoftmax.ops.noise import Sample
+
+
+class Permuted(OutputLayer):
+    """The wrapped layer under other word ids: ``p(id | h) = layer.p(order[id] | h)``.
+
+    ``Vocabulary`` ranks its words; tokenisers of other origin do not. Ids are translated where they enter and leave,
+    everything else is the layer's own. A ``Sample`` travels from ``draw`` to ``forward`` untranslated.
+
+    Cost: one look-up per id, and for ``log_prob`` one copy of ``[tokens, vocab]``.
+
+    Args:
+        layer: the layer, over frequency ranks.
+        order: ``[vocab]`` the rank of every id.
+
+    Raises:
+        ValueError: ``order`` is not a permutation of the layer's words.
+
+    >>> counts = torch.tensor([2, 9, 4])
+    >>> layer = Permuted.from_counts(functools.partial(FullSoftmax, 16), counts)
+    >>> layer.order
+    tensor([2, 0, 1])
+    """
+
+    order: Tensor
+
+    def __init__(self, layer: OutputLayer, order: Int[Tensor, "vocab"]) -> None:
+        # The wrapper has no use for frequencies, which the layer has seen in its own order.
+        super().__init__(layer.hidden_size, torch.ones(layer.vocab_size))
+        if not torch.equal(order.sort().values, torch.arange(layer.vocab_size, device=order.device)):
+            raise ValueError(f"order must hold every rank 0 ... {layer.vocab_size - 1} once; give the rank of every id")
+        self.layer = layer
+        self.full_support = layer.full_support
+        self.learning_rate_scale = layer.learning_rate_scale
+        self.register_buffer("order", order.long())
+
+    @classmethod
+    def from_counts(cls, factory: Callable[[Tensor], OutputLayer], counts: Tensor) -> "Permuted":
+        """Wrap ``factory(sorted counts)`` for words whose ``counts`` are in any order; ties keep theirs."""
+        ids = counts.argsort(descending=True, stable=True)
+        return cls(factory(counts[ids]), ids.argsort())
+
+    def log_prob(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens vocab"]:
+        """Return the layer's log-probabilities, by id."""
+        return self.layer.log_prob(hidden)[:, self.order]
+
+    def nll(self, hidden: Float[Tensor, "tokens hidden"], target: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
+        """Return the layer's exact negative log-likelihood."""
+        return self.layer.nll(hidden, self.order[target])
+
+    def topk(
+        self, hidden: Float[Tensor, "tokens hidden"], k: int
+    ) -> tuple[Float[Tensor, "tokens k"], Int[Tensor, "tokens k"]]:
+        """Return the layer's ``k`` largest log-probabilities and their ids."""
+        values, ranks = self.layer.topk(hidden, k)
+        return values, self._ids()[ranks]
+
+    def sample(self, hidden: Float[Tensor, "tokens hidden"], temperature: float = 1.0) -> Int[Tensor, "tokens"]:
+        """Draw ids from the layer."""
+        return self._ids()[self.layer.sample(hidden, temperature)]
+
+    def log_partition(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens"] | None:
+        """Return the layer's."""
+        return self.layer.log_partition(hidden)
+
+    def draw(
+        self,
+        hidden: Float[Tensor, "tokens hidden"],
+        target: Int[Tensor, "tokens"],
+        previous: Int[Tensor, "tokens"] | None = None,
+    ) -> Sample | None:
+        """Draw for the layer; the sample holds ranks."""
+        return self.layer.draw(hidden, self.order[target], self._ranks(previous))
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "tokens hidden"],
+        target: Int[Tensor, "tokens"],
+        previous: Int[Tensor, "tokens"] | None = None,
+        sample: Sample | None = None,
+    ) -> Float[Tensor, "tokens"]:
+        """Return the layer's training objective."""
+        return self.layer(hidden, self.order[target], self._ranks(previous), sample)
+
+    def loss(
+        self,
+        hidden: Float[Tensor, "tokens hidden"],
+        target: Int[Tensor, "tokens"],
+        weight: Float[Tensor, "tokens"],
+        previous: Int[Tensor, "tokens"] | None = None,
+        sample: Sample | None = None,
+    ) -> Float[Tensor, ""]:
+        """Return the layer's weighted objective."""
+        return self.layer.loss(hidden, self.order[target], weight, self._ranks(previous), sample)
+
+    def embed(self, ids: Int[Tensor, "..."]) -> Float[Tensor, "... hidden"]:
+        """Look ids up in the layer's table."""
+        return self.layer.embed(self.order[ids])
+
+    def observe(self, target: Int[Tensor, "..."]) -> None:
+        """Announce coming targets to the layer."""
+        self.layer.observe(self.order[target])
+
+    def refresh(self) -> None:
+        """Refresh the layer."""
+        self.layer.refresh()
+
+    def diagnostics(self) -> dict[str, float]:
+        """Return the layer's."""
+        return self.layer.diagnostics()
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        """Return the layer's random stream; the wrapper has none."""
+        return self.layer.generator(device)
+
+    def generator_state(self) -> dict[str, Tensor]:
+        """Return the layer's."""
+        return self.layer.generator_state()
+
+    def load_generator_state(self, state: dict[str, Tensor]) -> None:
+        """Continue the layer's random streams."""
+        self.layer.load_generator_state(state)
+
+    def _ranks(self, ids: Tensor | None) -> Tensor | None:
+        return None if ids is None else self.order[ids]
+
+    def _ids(self) -> Tensor:
+        """The id of every rank."""
+        return torch.empty_like(self.order).scatter_(
+            0, self.order, torch.arange(len(self.order), device=self.order.device)
+        )
