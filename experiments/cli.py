@@ -1,9 +1,9 @@
 """The command line: user mistakes end in one clear line, not in a traceback."""
 
 import difflib
-import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,24 @@ from omegaconf.errors import OmegaConfBaseException
 CONFIGS = Path(__file__).absolute().parent.parent / "configs"
 
 
-def guarded(main: Callable[[], None], config_name: str) -> None:
-    """Check the command line, run a Hydra program, and turn mistakes of the user into one line and exit status 2."""
-    # Hydra hides what a job raises behind a report of its own unless asked for the whole error.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn mistakes of the user into one line on standard error and exit status 2."""
     try:
-        check_overrides(config_name, [word for word in sys.argv[1:] if not word.startswith("-")])
-        main()
+        yield
     except (ValueError, FileNotFoundError, HydraException, OmegaConfBaseException) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
+
+
+def guarded(main: Callable[[], None], config_name: str) -> None:
+    """Check the command line, then run a Hydra program."""
+    with one_line_errors():
+        check_overrides(config_name, [word for word in sys.argv[1:] if not word.startswith("-")])
+        main()
 
 
 def resolved(config: DictConfig, choices: Mapping[str, str]) -> dict[str, Any]:

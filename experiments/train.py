@@ -15,10 +15,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from experiments.cli import CONFIGS, guarded, resolved
+from experiments.cli import CONFIGS, guarded, one_line_errors, resolved
 from experiments.timing import DeviceClock
 from experiments.tracking import Tracker
-from lvsoftmax.cost import peak_bytes, reset_peak_bytes
+from lvsoftmax.cost import peak_bytes, reset_peak
 from lvsoftmax.data.batches import ContiguousBatches
 from lvsoftmax.evaluate import evaluate
 from lvsoftmax.optim import clip_gradient_norm
@@ -170,7 +170,7 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
         since_log["steps"] += 1
         since_log["seconds"] += elapsed
         if step - first_step == 10:
-            reset_peak_bytes(device)
+            reset_peak(device)
 
         # Log, validate, save: at fixed steps or tokens, so that a resumed run does the same at the same places.
         done = progress_made() >= 1
@@ -317,8 +317,9 @@ def count(module: torch.nn.Module) -> int:
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
 def main(config: DictConfig) -> None:
     """Compose the configuration and train."""
-    if train(resolved(config, HydraConfig.get().runtime.choices)) is None:
-        sys.exit(1)
+    with one_line_errors():
+        if train(resolved(config, HydraConfig.get().runtime.choices)) is None:
+            sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,344 @@
+"""Training runs: the same numbers after a kill, the same masks and batches for every layer, the mirror in wandb."""
+
+import json
+import os
+import random
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from wandb.proto import wandb_internal_pb2
+
+from experiments.cli import compose_config, guarded
+from experiments.train import learning_rates, main, spent, train
+from lvsoftmax import runs
+from lvsoftmax.data.batches import ContiguousBatches
+from lvsoftmax.evaluate import evaluate
+
+TIME_FIELDS = ("seconds", "tokens_per_second", "output_share", "peak_bytes")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """A text of a few thousand words in which the next word depends on the last."""
+    folder = tmp_path_factory.mktemp("text")
+    words = [f"w{index}" for index in range(40)]
+    chance = random.Random(0)
+    for split, lines in {"train": 400, "valid": 30, "test": 30}.items():
+        with (folder / f"{split}.txt").open("w") as file:
+            for _ in range(lines):
+                first = chance.randrange(20)
+                file.write(" ".join(words[min(first + chance.randrange(3), 39)] for _ in range(12)) + "\n")
+    return folder
+
+
+@pytest.fixture
+def overrides(text, tmp_path):
+    """The overrides of a small run: two epochs of 32 steps with dropout, 4 x 40 tokens a step."""
+    return [
+        "data=text",
+        *(f"data.{split}={text}/{split}.txt" for split in ("train", "valid", "test")),
+        f"data.cache={text}/cache",
+        f"run.root={tmp_path}",
+        "model.backbone.hidden_size=16",
+        "model.backbone.layers=2",
+        "model.backbone.dropout=0.3",
+        "model.dropout=0.3",
+        "batch.size=4",
+        "batch.length=40",
+        "budget.epochs=2",
+        "log_every=5",
+        "evaluate.every_tokens=1500",
+        "progress=false",
+        "wandb.mode=disabled",
+        "checkpoint_every=0.0001",
+        "device=cpu",
+    ]
+
+
+def config(overrides, *more):
+    return compose_config("train", [*overrides, *more])
+
+
+def metrics(folder):
+    """The lines of ``metrics.jsonl`` without what the clock decides."""
+    lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIME_FIELDS} for line in lines]
+
+
+def command(overrides, prelude=""):
+    """The command line of a training, in a process of its own."""
+    program = (
+        f"{prelude}\nfrom experiments.train import main\nfrom experiments.cli import guarded\nguarded(main, 'train')"
+    )
+    return [sys.executable, "-c", program, *overrides]
+
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def test_a_run_leaves_what_was_promised(overrides):
+    result = train(config(overrides))
+    folder = next(Path(overrides[5].removeprefix("run.root=")).glob("text/full_softmax-lstm-seed1-????????"))
+    assert json.loads((folder / "result.json").read_text()) == result
+    assert runs.load_config(folder)["model"]["backbone"]["hidden_size"] == 16
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["versions"]["torch"] == torch.__version__
+    assert result["train"]["epochs"] == pytest.approx(2)
+    assert result["train"]["tokens"] == 2 * (len(np.load(cached_train(folder, overrides))) // 160) * 160
+    assert result["test"]["tokens"] == 30 * 13
+    assert result["test"]["perplexity"] < result["test"]["unigram_perplexity"]
+    assert 0 < result["train"]["output_share"] < 1
+    assert result["parameters"]["total"] == sum(p.numel() for p in runs.load(folder).parameters())
+
+
+def cached_train(folder, overrides):
+    """The encoded training text that the run read."""
+    return next(Path(overrides[4].removeprefix("data.cache=")).glob("*/train.npy"))
+
+
+def test_a_loaded_model_evaluates_to_the_result(overrides):
+    result = train(config(overrides, "output=full_softmax"))
+    folder = next(Path(overrides[5].removeprefix("run.root=")).glob("text/*"))
+    corpus = runs.build(runs.load_config(folder)["data"])
+    model = runs.load(folder)
+    batches = ContiguousBatches(corpus.test, 16, 64, start=corpus.vocabulary.eos, complete=True)
+    again = evaluate(model, batches, counts=torch.from_numpy(corpus.vocabulary.counts))
+    assert again["nll"] == result["test"]["nll"]
+    assert runs.load_vocabulary(folder).words == corpus.vocabulary.words
+
+
+def test_a_finished_run_is_not_repeated_and_a_larger_budget_continues_it(overrides, capsys):
+    result = train(config(overrides, "budget.epochs=1"))
+    folder = next(Path(overrides[5].removeprefix("run.root=")).glob("text/*"))
+    before = (folder / "metrics.jsonl").stat()
+    assert train(config(overrides, "budget.epochs=1")) == result
+    assert "is finished" in capsys.readouterr().out
+    assert (folder / "metrics.jsonl").stat() == before
+    train(config(overrides, "budget.epochs=2"))
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    train(config(overrides, "budget.epochs=2", f"run.dir={folder.parent}/at_once"))
+    assert metrics(folder) == metrics(folder.parent / "at_once")
+
+
+def test_a_schedule_that_follows_the_budget_makes_it_part_of_the_run(overrides):
+    for epochs in (1, 2):
+        train(config(overrides, "schedule=cosine", f"budget.epochs={epochs}"))
+    assert len(list(Path(overrides[5].removeprefix("run.root=")).glob("text/*"))) == 2
+
+
+@pytest.mark.parametrize("layer", ["full_softmax", "sampled_softmax"])
+def test_killed_twice_a_run_gives_the_numbers_of_an_uninterrupted_one(overrides, tmp_path, layer):
+    whole = tmp_path / "whole"
+    assert train(config(overrides, f"output={layer}", f"run.dir={whole}"))
+
+    killed = tmp_path / "killed"
+    words = [*overrides, f"output={layer}", f"run.dir={killed}"]
+    # First while its seventh checkpoint is being written: half of the bytes are there, under the temporary name.
+    prelude = (
+        "import os, signal, torch\n"
+        "save, calls = torch.save, []\n"
+        "def interrupted(state, file):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == 7:\n"
+        "        file.write(b'half'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    save(state, file)\n"
+        "torch.save = interrupted\n"
+    )
+    assert subprocess.run(command(words, prelude), env=ENVIRONMENT).returncode == -signal.SIGKILL
+    assert (killed / "checkpoints" / "last.pt.part").exists()
+    assert len(metrics(killed)) >= 1
+    # Then in the middle of the second epoch, from outside.
+    process = subprocess.Popen(command(words), env=ENVIRONMENT)
+    while process.poll() is None and not any(line["epoch"] > 1.2 for line in metrics(killed)):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (killed / "result.json").exists()
+
+    assert train(config(overrides, f"output={layer}", f"run.dir={killed}"))
+    assert metrics(killed) == metrics(whole)
+    results = [json.loads((folder / "result.json").read_text()) for folder in (killed, whole)]
+    assert results[0]["test"] == results[1]["test"]
+    assert not list(killed.rglob("*.part"))
+
+
+def test_runs_that_differ_in_the_output_layer_share_backbone_batches_and_masks(overrides, tmp_path, monkeypatch):
+    """Record what the backbone is given and what leaves the dropout, before the layers' updates can matter."""
+    seen = {}
+    for layer in ("full_softmax", "sampled_softmax", "hierarchical_softmax"):
+        record = seen[layer] = {"batches": [], "masks": []}
+        original = torch.nn.Dropout.forward
+
+        def forward(self, input, record=record, original=original):
+            output = original(self, input)
+            if self.training:
+                record["masks"].append((output == 0) & (input != 0))
+            return output
+
+        get = ContiguousBatches.__getitem__
+
+        def getitem(self, step, record=record, get=get):
+            batch = get(self, step)
+            record["batches"].append(batch.input)
+            return batch
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.nn.Dropout, "forward", forward)
+            patch.setattr(ContiguousBatches, "__getitem__", getitem)
+            train(config(overrides, f"output={layer}", "budget.epochs=1", f"run.dir={tmp_path}/{layer}"))
+    initial = [
+        runs.build_model(config(overrides, f"output={layer}"), torch.arange(41, 0, -1)).backbone.state_dict()
+        for layer in seen
+    ]
+    reference = seen["full_softmax"]
+    assert len(reference["masks"]) > 50
+    assert any(mask.any() for mask in reference["masks"])
+    for layer, state in zip(seen, initial, strict=True):
+        assert all(torch.equal(value, initial[0][name]) for name, value in state.items())
+        for kind in ("batches", "masks"):
+            assert len(seen[layer][kind]) == len(reference[kind])
+            assert all(map(torch.equal, seen[layer][kind], reference[kind])), (layer, kind)
+
+
+def test_accumulation_averages_over_all_its_tokens(overrides, tmp_path):
+    """With a rate too small to move anything, two stretches a step and one a step see the same mean loss."""
+    still = [
+        "model.dropout=0.0",
+        "model.backbone.dropout=0.0",
+        "optim.learning_rate=1e-12",
+        "evaluate.every_tokens=null",
+    ]
+    losses = []
+    for accumulate in (1, 2):
+        words = [f"optim.accumulate={accumulate}", f"log_every={8 // accumulate}", f"run.dir={tmp_path}/{accumulate}"]
+        train(config(overrides, *still, *words))
+        losses.append([line["loss"] for line in metrics(tmp_path / str(accumulate)) if line["kind"] == "train"])
+    assert len(losses[0]) == 8
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_divergence_stops_early_and_says_so(overrides, tmp_path, capsys):
+    with np.errstate(all="ignore"):
+        words = ("optim=sgd", "optim.learning_rate=1e38", "optim.clip=null", "budget.epochs=50")
+        assert train(config(overrides, *words, f"run.dir={tmp_path}/run")) is None
+    last = metrics(tmp_path / "run")[-1]
+    assert last["kind"] == "diverged"
+    assert last["epoch"] < 1
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert "lower optim.learning_rate=1e+38" in capsys.readouterr().err
+
+
+def wandb_records(file):
+    """Yield the records of an offline run's file, a log in LevelDB's format after a header of seven bytes."""
+    data = file.read_bytes()
+    assert data[:4] == b":W&B"
+    position, parts = 7, []
+    while position + 7 <= len(data):
+        left = 32768 - position % 32768
+        if left < 7:  # the end of a block that is too short for a record's header is padding
+            position += left
+            continue
+        length, kind = struct.unpack("<HB", data[position + 4 : position + 7])
+        parts.append(data[position + 7 : position + 7 + length])
+        position += 7 + length
+        if kind in (1, 4):  # a whole record, or the last part of one
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(b"".join(parts))
+            yield record
+            parts = []
+
+
+def test_wandb_holds_the_named_metrics(overrides, tmp_path):
+    """Read the offline run's own file back: what wandb would show is what the run logged."""
+    words = [*overrides, "wandb.mode=offline", f"run.dir={tmp_path}/run", "budget.epochs=1"]
+    (tmp_path / "home").mkdir()
+    environment = {key: value for key, value in ENVIRONMENT.items() if not key.startswith("WANDB")}
+    subprocess.run(command(words), env=environment | {"HOME": str(tmp_path / "home")}, check=True)
+    files = list((tmp_path / "run").rglob("*.wandb"))
+    assert len(files) == 1
+    logged: dict[str, list] = {}
+    for record in wandb_records(files[0]):
+        for item in record.history.item:
+            logged.setdefault("/".join(item.nested_key) or item.key, []).append(json.loads(item.value_json))
+    lines = metrics(tmp_path / "run")
+    assert logged["train/loss"] == [line["loss"] for line in lines if line["kind"] == "train"]
+    assert logged["valid/perplexity"] == [line["perplexity"] for line in lines if line["kind"] == "valid"]
+    assert any(name.startswith("valid/band/") for name in logged)
+    for name in ("tokens_per_second", "output_share", "peak_bytes", "learning_rate", "gradient_norm"):
+        assert len(logged[f"train/{name}"]) == len(logged["train/loss"])
+    assert not any((tmp_path / "home").iterdir())
+
+
+def test_disabled_wandb_is_not_imported_and_a_failing_one_does_not_end_the_run(overrides, tmp_path):
+    check = "import atexit, sys\natexit.register(lambda: print('wandb' in sys.modules))"
+    words = [*overrides, f"run.dir={tmp_path}/disabled", "budget.epochs=1"]
+    done = subprocess.run(command(words, check), env=ENVIRONMENT, check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "False"
+    broken = "import sys, types\nbroken = sys.modules['wandb'] = types.ModuleType('wandb')\n"
+    words = [*overrides, f"run.dir={tmp_path}/broken", "budget.epochs=1", "wandb.mode=offline"]
+    done = subprocess.run(command(words, broken), env=ENVIRONMENT, check=True, capture_output=True, text=True)
+    assert done.stderr.count("wandb failed") == 1
+    assert (tmp_path / "broken" / "result.json").exists()
+
+
+def test_sweeps_do_not_collide(overrides, tmp_path):
+    words = ["-m", *overrides, "output=full_softmax,sampled_softmax", "seed=1,2", "budget.epochs=0.2"]
+    subprocess.run(command(words), env=ENVIRONMENT, check=True)
+    names = sorted(path.name.rsplit("-", 1)[0] for path in (tmp_path / "text").iterdir())
+    assert names == [f"{layer}-lstm-seed{seed}" for layer in ("full_softmax", "sampled_softmax") for seed in (1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["output=sampled_sotfmax"], "output=sampled_sotfmax: no such choice; did you mean sampled_softmax?"),
+        (["data=ptbb"], "data=ptbb: no such choice; did you mean ptb?"),
+        (["model=gru"], "model=gru: no such choice; choose one of"),
+        (["budgets.epochs=3"], "budgets.epochs: no such field; did you mean budget.epochs?"),
+        (["seed=x=,"], "error"),
+        (["precision=fp16"], "precision=fp16: choose fp32 or bf16"),
+        (["device=cuda:7"], "device=cuda:7 is not there; choose one of auto, cpu"),
+        (["batch.size=100000"], "does not fill one batch"),
+        (["batch.length=0"], "batch.length=0: must be a positive number"),
+        (["budget.epochs=null"], "set budget.epochs, budget.tokens or budget.seconds"),
+        (["wandb.mode=on"], "wandb.mode=on: choose offline, online or disabled"),
+        (["model.backbone.hidden_size=0"], "hidden_size=0"),
+        (["data.train=/nowhere.txt"], "/nowhere.txt"),
+    ],
+)  # fmt: skip
+def test_mistakes_end_in_one_line(overrides, tmp_path, words, message, capsys, monkeypatch):
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(sys, "argv", ["train", *overrides, *words])
+    with pytest.raises(SystemExit) as stop:
+        guarded(main, "train")
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("error: ")
+    assert message in error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_another_configuration_s_folder_is_refused(overrides, tmp_path):
+    train(config(overrides, "budget.epochs=0.2", f"run.dir={tmp_path}/run"))
+    with pytest.raises(ValueError, match="holds a run of another configuration"):
+        train(config(overrides, "seed=2", f"run.dir={tmp_path}/run"))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty and holds no run"):
+        train(config(overrides, f"run.dir={tmp_path}/other"))
+
+
+def test_the_first_budget_reached_ends_the_run():
+    budget = {"epochs": 10, "tokens": 1000, "seconds": None}
+    assert spent(budget, tokens=500, epochs=1, seconds=1e9) == 0.5
+    assert spent(budget, tokens=10, epochs=9, seconds=0) == 0.9
+    assert learning_rates({"learning_rate": 2.0, "output_learning_rate": None}, 0.25) == (2.0, 0.5)
+    assert learning_rates({"learning_rate": 2.0, "output_learning_rate": 3.0}, 0.25) == (2.0, 3.0)
