@@ -16,6 +16,7 @@ import torch
 from wandb.proto import wandb_internal_pb2
 
 from experiments.cli import compose_config, guarded
+from experiments.evaluate import evaluate_run
 from experiments.train import learning_rates, main, spent, train
 from lvsoftmax import runs
 from lvsoftmax.data.batches import ContiguousBatches
@@ -35,6 +36,7 @@ def text(tmp_path_factory):
             for _ in range(lines):
                 first = chance.randrange(20)
                 file.write(" ".join(words[min(first + chance.randrange(3), 39)] for _ in range(12)) + "\n")
+            file.write("hapax\n" * (split == "train"))  # seen once, so cut: the vocabulary has an <unk>
     return folder
 
 
@@ -112,6 +114,26 @@ def test_a_loaded_model_evaluates_to_the_result(overrides):
     again = evaluate(model, batches, counts=torch.from_numpy(corpus.vocabulary.counts))
     assert again["nll"] == result["test"]["nll"]
     assert runs.load_vocabulary(folder).words == corpus.vocabulary.words
+
+
+def test_evaluating_a_run_on_its_test_text_however_given(overrides, text, tmp_path):
+    result = train(config(overrides, "budget.epochs=1", f"run.dir={tmp_path}/run"))
+    shuffled = tmp_path / "longer.txt"  # ranks of its own: another order of frequencies, and a word never seen
+    shuffled.write_text((text / "test.txt").read_text() + "never w3 w39 w39 w39 w39\n" * 50)
+    ways = {
+        "own": [],
+        "file": [f"text={text}/test.txt"],
+        "corpus": ["data=text", *(f"data.{split}={shuffled}" for split in ("train", "valid", "test"))],
+        "file, longer": [f"text={shuffled}"],
+    }
+    figures = {
+        name: evaluate_run(compose_config("evaluate", [f"run={tmp_path}/run", "device=cpu", *words]))
+        for name, words in ways.items()
+    }
+    assert figures["own"]["nll"] == result["test"]["nll"]
+    assert figures["file"]["nll"] == result["test"]["nll"]
+    assert figures["corpus"]["nll"] == figures["file, longer"]["nll"]
+    assert figures["corpus"]["tokens"] == result["test"]["tokens"] + 50 * 7
 
 
 def test_a_finished_run_is_not_repeated_and_a_larger_budget_continues_it(overrides, capsys):
