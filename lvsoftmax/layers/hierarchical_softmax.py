@@ -1,5 +1,6 @@
 """The hierarchical softmax: a binary tree of logistic decisions."""
 
+import math
 from typing import Literal
 
 import numpy as np
@@ -24,9 +25,9 @@ class HierarchicalSoftmax(OutputLayer):
     - ``clustered``: recursive two-means on given word vectors, so that words near in meaning share a path, each cut
       halving the mass, so that paths are about as short as Huffman's.
 
-    Weights start at zero and a node's bias at the log odds of the counts (each raised by one) under its branches: the
-    untrained layer is the smoothed unigram distribution. The root learns from every token, unlike any row of a softmax
-    table, hence the reduced learning rate.
+    Weights start uniform in ``+-1/sqrt(D)``, a node's bias at the log odds of the counts (each raised by one) under its
+    branches, so that the biases alone are the smoothed unigram distribution. The root learns from every token, unlike
+    any row of a softmax table, hence the reduced learning rate.
 
     Cost per token: ``6 D l`` FLOPs for a training step, for a path of ``l`` nodes (expected: the unigram entropy in
     bits, about 10 at V = 33,000, to which ``huffman`` adds less than one); ``2 D V`` for all log-probabilities.
@@ -84,8 +85,9 @@ class HierarchicalSoftmax(OutputLayer):
         self.register_buffer("word_branch", torch.from_numpy(built.word_branch))
         self.register_load_state_dict_post_hook(_lay_out)
         _lay_out(self)
-        self.weight = nn.Parameter(torch.zeros(self.vocab_size - 1, hidden_size))
+        self.weight = nn.Parameter(torch.empty(self.vocab_size - 1, hidden_size))
         self.bias = nn.Parameter(torch.from_numpy(partition.log_odds(built, count)).float())
+        nn.init.uniform_(self.weight, -1 / math.sqrt(hidden_size), 1 / math.sqrt(hidden_size))
 
     def log_prob(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens vocab"]:
         """Score every node by one product, then pass down the tree."""
