@@ -57,3 +57,27 @@ def differentiated_softmax(layer, hidden: np.ndarray) -> np.ndarray:
         table[row : row + block.shape[0], column : column + block.shape[1]] = block
         row, column = row + block.shape[0], column + block.shape[1]
     return log_softmax(hidden @ table.T + array(layer.bias))
+
+
+def importance_sampled_softmax(layer, hidden: np.ndarray) -> np.ndarray:
+    """Bengio & Senecal 2003, equation 1: what the estimate of the gradient is an estimate for."""
+    return log_softmax(dense_logits(layer, hidden))
+
+
+def sampled_softmax_objective(target, ids, target_logit, logit, target_log_expected, log_expected) -> np.ndarray:
+    """Jean et al. 2015, equation 10, word by word: the target among itself and the other words drawn."""
+    values = []
+    for token, word in enumerate(target):
+        own = np.exp(target_logit[token] - target_log_expected[token])
+        others = [np.exp(logit[token, k] - log_expected[k]) for k, drawn in enumerate(ids) if drawn != word]
+        values.append(-np.log(own / (own + sum(others))))
+    return np.array(values)
+
+
+def importance_sampling_objective(target_logit, logit, log_q) -> np.ndarray:
+    """Bengio & Senecal 2008, equation 10, as a value: the mean of ``exp(s_k) / q_k`` stands for the partition."""
+    values = []
+    for token, score in enumerate(target_logit):
+        weights = [np.exp(logit[token, k]) / np.exp(log_q[k]) for k in range(len(log_q))]
+        values.append(-score + np.log(sum(weights) / len(weights)))
+    return np.array(values)

@@ -28,6 +28,11 @@ class Sample(NamedTuple):
     log_expected: Tensor  # [K] of the drawn words
     target_log_expected: Tensor  # [tokens] of the targets
 
+    def first(self, count: int) -> "Sample":
+        """Return the first ``count`` of these draws with replacement, as if no more had been drawn."""
+        shift = math.log(count / len(self.ids))
+        return Sample(self.ids[:count], self.log_expected[:count] + shift, self.target_log_expected + shift)
+
 
 class AliasTable(NamedTuple):
     """A distribution cut into V columns of equal mass, each shared by at most two words."""

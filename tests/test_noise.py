@@ -1,0 +1,200 @@
+import itertools
+import math
+
+import pytest
+import torch
+
+from lvsoftmax.noise import DistinctNoise, IndependentNoise
+from lvsoftmax.ops import noise as ops
+from lvsoftmax.ops.noise import COLUMN, DRAW
+
+COUNTS = torch.tensor([50, 20, 9, 9, 4, 1, 0])
+NOISES = ["uniform", "log_uniform", "unigram"]
+for_every_noise = pytest.mark.parametrize("noise", NOISES)
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def close_to_its_mean(observed: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor, size: int) -> bool:
+    return bool(((observed - mean).abs() <= 5 * (variance / size).sqrt() + 1e-12).all())
+
+
+# -- distributions ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("power", [0.0, 0.75, 1.0, 2.0])
+def test_probabilities_follow_their_formulas(power):
+    weights = {
+        "uniform": [1.0] * 7,
+        "log_uniform": [math.log((rank + 2) / (rank + 1)) for rank in range(7)],
+        "unigram": [50, 20, 9, 9, 4, 1, 1],  # a word never seen counts as seen once
+    }
+    for noise, weight in weights.items():
+        expected = [w**power / sum(v**power for v in weight) for w in weight]
+        assert ops.noise_probability(COUNTS, noise, power).tolist() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("power", [-0.5, math.nan, math.inf])
+def test_a_power_that_is_no_exponent_is_an_error(power):
+    with pytest.raises(ValueError, match=f"power={power}"):
+        ops.noise_probability(COUNTS, "unigram", power)
+
+
+def test_sample_counts_are_absolute_or_shares_rounded_up():
+    assert [ops.sample_count("samples", value, 97) for value in (1, 500, 0.05, 1.0, 1e-9)] == [1, 500, 5, 97, 1]
+
+
+@pytest.mark.parametrize("value", [0, -3, 0.0, -0.5, 1.5, math.nan])
+def test_a_sample_count_out_of_range_is_an_error(value):
+    with pytest.raises(ValueError, match=f"samples={value}"):
+        ops.sample_count("samples", value, 97)
+
+
+# -- with replacement -------------------------------------------------------------------------------------------------
+
+
+@for_every_noise
+@pytest.mark.parametrize("size", [2, 7, 1000])
+def test_alias_columns_hold_exactly_each_words_mass(noise, size):
+    probability = ops.noise_probability(torch.arange(size, 0, -1) ** 2, noise)
+    table = ops.alias_table(probability)
+    assert ((table.threshold >= 0) & (table.threshold <= COLUMN)).all()
+    held = table.threshold.clone().index_add_(0, table.alias, COLUMN - table.threshold)
+    assert torch.equal(held, table.mass)
+    assert table.mass.sum() == size * COLUMN
+    assert ((table.mass - probability * size * COLUMN).abs() < 2).all()  # rounded, then evened out
+
+
+def test_every_word_keeps_some_mass_however_improbable():
+    for mass in (ops.alias_table(probability := torch.tensor([1.0, 1e-30, 0.0]).double()).mass,
+                 ops.inclusion_mass(probability, 1)):  # fmt: skip
+        assert (mass >= 1).all()
+
+
+@for_every_noise
+def test_frequencies_of_independent_draws(noise):
+    size = 200_000
+    ids = IndependentNoise(COUNTS, noise, 0.75).draw(size, torch.tensor([0]), generator()).ids
+    q = ops.noise_probability(COUNTS, noise, 0.75)
+    assert close_to_its_mean(ids.bincount(minlength=7) / size, q, q * (1 - q), size)
+
+
+@for_every_noise
+def test_independent_draws_know_their_expected_counts(noise):
+    sample = IndependentNoise(COUNTS, noise, 0.75).draw(40, torch.tensor([6, 0]), generator())
+    expected = (40 * ops.noise_probability(COUNTS, noise, 0.75)).log().float()
+    torch.testing.assert_close(sample.log_expected, expected[sample.ids])
+    torch.testing.assert_close(sample.target_log_expected, expected[[6, 0]])
+
+
+def test_the_first_draws_are_a_sample_of_their_own():
+    whole = IndependentNoise(COUNTS, "unigram", 1.0).draw(40, torch.tensor([6, 0]), generator())
+    part = whole.first(10)
+    expected = (10 * ops.noise_probability(COUNTS, "unigram")).log().float()
+    assert torch.equal(part.ids, whole.ids[:10])
+    torch.testing.assert_close(part.log_expected, expected[part.ids])
+    torch.testing.assert_close(part.target_log_expected, expected[[6, 0]])
+
+
+def test_log_inclusion_counts_the_draws_that_hold_a_word():
+    """By enumeration of all sequences of three draws from three words."""
+    q = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
+    expected = torch.zeros(3, dtype=torch.float64)
+    for draws in itertools.product(range(3), repeat=3):
+        for word in set(draws):
+            expected[word] += q[list(draws)].prod()
+    torch.testing.assert_close(ops.log_inclusion((3 * q).log(), 3), expected.log())
+
+
+def test_log_inclusion_in_float32_at_both_ends():
+    log_expected = torch.tensor([-30.0, -10.0, 5.0, math.log(100.0)])
+    expected = ops.log_inclusion(log_expected.double(), 100)
+    torch.testing.assert_close(ops.log_inclusion(log_expected, 100).double(), expected, rtol=1e-5, atol=1e-6)
+    assert ops.log_inclusion(log_expected, 100)[-1] == 0
+
+
+# -- without replacement ----------------------------------------------------------------------------------------------
+
+
+@for_every_noise
+@pytest.mark.parametrize("count", [1, 3, 6, 7])
+def test_inclusion_probabilities_are_proportional_up_to_one(noise, count):
+    q = ops.noise_probability(COUNTS, noise)
+    mass = ops.inclusion_mass(q, count)
+    assert mass.sum() == count * DRAW
+    assert ((mass >= 1) & (mass <= DRAW)).all()
+    inclusion = mass.double() / DRAW
+    uncertain = mass < DRAW
+    if uncertain.any():
+        scale = (inclusion / q)[uncertain]
+        torch.testing.assert_close(scale, scale[0].expand_as(scale), rtol=1e-9, atol=0)
+        assert (scale[0] * q[~uncertain] >= 1).all()
+
+
+def test_all_words_are_certain_when_all_are_drawn():
+    for noise, size in itertools.product(NOISES, [2, 97, 100_000]):
+        mass = ops.inclusion_mass(ops.noise_probability(torch.arange(size, 0, -1), noise), size)
+        assert (mass == DRAW).all()
+
+
+def test_inclusion_is_exact_over_all_orders_and_starts(monkeypatch):
+    """Enumeration: with masses in eighths, eight starts times all orders are all that can happen."""
+    mass = torch.tensor([8, 7, 5, 3, 1]) * (DRAW // 8)
+    drawn = torch.zeros(5, dtype=torch.long)
+    for order in itertools.permutations(range(5)):
+        for start in range(8):
+            monkeypatch.setattr(torch, "randperm", lambda *_, order=order, **__: torch.tensor(order))
+            monkeypatch.setattr(torch, "randint", lambda *_, start=start, **__: torch.tensor([start * (DRAW // 8)]))
+            ids = ops.draw_distinct(mass, 3, generator())
+            assert len(set(ids.tolist())) == 3
+            drawn[ids] += 1
+    assert torch.equal(drawn, mass // (DRAW // 8) * math.factorial(5))
+
+
+@for_every_noise
+def test_frequencies_of_distinct_draws(noise):
+    size, count = 20_000, 3
+    noise = DistinctNoise(COUNTS, noise, 1.0, count)
+    source, drawn = generator(), torch.zeros(7, dtype=torch.long)
+    for _ in range(size):
+        drawn[noise.draw(count, torch.tensor([0]), source).ids] += 1
+    assert drawn.sum() == size * count
+    inclusion = noise.mass.double() / DRAW
+    assert close_to_its_mean(drawn / size, inclusion, inclusion * (1 - inclusion), size)
+
+
+def test_all_pairs_can_meet():
+    """What a fixed order would lose: neighbours would never be drawn together."""
+    noise, source, pairs = DistinctNoise(torch.ones(6), "uniform", 1.0, 2), generator(), set()
+    for _ in range(300):
+        pairs.add(tuple(sorted(noise.draw(2, torch.tensor([0]), source).ids.tolist())))
+    assert len(pairs) == 15
+
+
+@for_every_noise
+def test_distinct_draws_know_their_inclusion(noise):
+    noise = DistinctNoise(COUNTS, noise, 1.0, 3)
+    sample = noise.draw(3, torch.tensor([6, 0]), generator())
+    expected = (noise.mass.double() / DRAW).log().float()
+    torch.testing.assert_close(sample.log_expected, expected[sample.ids])
+    torch.testing.assert_close(sample.target_log_expected, expected[[6, 0]])
+
+
+def test_more_distinct_draws_than_words_are_an_error():
+    with pytest.raises(ValueError, match="samples=8: more than the 7 words .* replacement=true"):
+        DistinctNoise(COUNTS, "unigram", 1.0, 8)
+
+
+# -- as a part of a layer ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("build", [lambda: IndependentNoise(COUNTS, "unigram", 1.0),
+                                   lambda: DistinctNoise(COUNTS, "unigram", 1.0, 3)])  # fmt: skip
+def test_casting_a_layer_does_not_change_its_noise(build):
+    target = torch.tensor([1])
+    for one, other in zip(
+        build().draw(3, target, generator()), build().bfloat16().draw(3, target, generator()), strict=True
+    ):
+        assert torch.equal(one, other)

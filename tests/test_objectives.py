@@ -1,0 +1,162 @@
+import math
+
+import numpy as np
+import oracles
+import pytest
+import torch
+
+from lvsoftmax.ops import noise as ops
+from lvsoftmax.ops.objectives import (
+    candidate_logits,
+    effective_sample_size,
+    importance_sampling,
+    log_weight_sums,
+    sampled_softmax,
+)
+
+N, K, V, D = 5, 6, 11, 3
+
+
+def toy():
+    """Logits of a few draws; the first token's target is drawn twice, the last one's not at all."""
+    ids = torch.tensor([4, 0, 4, 2, 1, 7])
+    target = torch.tensor([4, 0, 1, 2, 9])
+    target_logit, logit = torch.randn(N, dtype=torch.float64), torch.randn(N, K, dtype=torch.float64)
+    log_expected = torch.randn(V, dtype=torch.float64) - 1
+    return target, ids, target_logit, logit, log_expected[target], log_expected[ids]
+
+
+def test_candidate_logits_are_those_of_the_full_product():
+    hidden, weight, bias = torch.randn(N, D), torch.randn(V, D), torch.randn(V)
+    target, ids, *_ = toy()
+    for b in (bias, None):
+        logits = torch.nn.functional.linear(hidden, weight, b)
+        target_logit, logit = candidate_logits(hidden, weight, b, target, ids, sparse=False)
+        torch.testing.assert_close(target_logit, logits[range(N), target])
+        torch.testing.assert_close(logit, logits[:, ids])
+
+
+def test_sparse_gradients_have_the_rows_of_targets_and_draws_only():
+    hidden = torch.randn(N, D)
+    weight, bias = torch.randn(V, D, requires_grad=True), torch.randn(V, requires_grad=True)
+    target, ids, *_ = toy()
+    target_logit, logit = candidate_logits(hidden, weight, bias, target, ids, sparse=True)
+    (target_logit.sum() + logit.sum()).backward()
+    for gradient in (weight.grad, bias.grad):
+        assert gradient.is_sparse
+        assert gradient.coalesce().indices().tolist() == [[0, 1, 2, 4, 7, 9]]
+
+
+def test_sampled_softmax_equals_its_formula():
+    target, ids, target_logit, logit, target_log_expected, log_expected = toy()
+    actual = sampled_softmax(target_logit, logit, target_log_expected, log_expected, target[:, None] == ids)
+    expected = oracles.sampled_softmax_objective(
+        *(x.numpy() for x in (target, ids, target_logit, logit, target_log_expected, log_expected))
+    )
+    np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-12)
+
+
+def test_sampled_softmax_without_anything_to_compare_with_is_zero():
+    logit = torch.randn(1, 2, requires_grad=True)
+    value = sampled_softmax(torch.zeros(1), logit, torch.zeros(1), torch.zeros(2), torch.ones(1, 2, dtype=torch.bool))
+    value.sum().backward()
+    assert value == 0 and torch.equal(logit.grad, torch.zeros(1, 2))
+
+
+def test_importance_sampling_equals_its_formula():
+    _, ids, target_logit, logit, _, log_expected = toy()
+    actual = importance_sampling(target_logit, logit, log_expected)
+    log_q = log_expected - math.log(K)
+    expected = oracles.importance_sampling_objective(*(x.numpy() for x in (target_logit, logit, log_q)))
+    np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-12)
+
+
+def test_the_gradient_of_importance_sampling_is_the_self_normalised_estimator():
+    _, _, target_logit, logit, _, log_expected = toy()
+    logit.requires_grad_()
+    importance_sampling(target_logit, logit, log_expected).sum().backward()
+    weight = (logit.detach() - log_expected).exp()
+    torch.testing.assert_close(logit.grad, weight / weight.sum(1, keepdim=True))
+
+
+def test_effective_sample_size_equals_its_formula_also_over_blocks():
+    _, _, _, logit, _, log_expected = toy()
+    weight = np.exp(logit.numpy() - log_expected.numpy())
+    expected = [sum(w) ** 2 / sum(x**2 for x in w) for w in weight]
+    whole = log_weight_sums(logit, log_expected)
+    joined = torch.logaddexp(
+        log_weight_sums(logit[:, :2], log_expected[:2]), log_weight_sums(logit[:, 2:], log_expected[2:])
+    )
+    for log_sums in (whole, joined):
+        np.testing.assert_allclose(effective_sample_size(log_sums).numpy(), expected, rtol=1e-12)
+
+
+def test_equal_weights_are_all_effective():
+    log_sums = log_weight_sums(torch.full((2, 8), 10.0), torch.full((8,), -3.0))
+    torch.testing.assert_close(effective_sample_size(log_sums), torch.full((2,), 8.0))
+
+
+# -- the bias of the gradient -----------------------------------------------------------------------------------------
+
+
+class Context:
+    """One token's logits ``theta * slope`` at ``theta = 1``, and the derivative of objectives by ``theta``."""
+
+    words, target = 4096, 3
+
+    def __init__(self) -> None:
+        source = torch.Generator().manual_seed(2)
+        self.slope = torch.randn(self.words, generator=source, dtype=torch.float64)
+        self.slope -= 0.1 * torch.arange(1, self.words + 1).log()
+        self.partition = self.slope.exp().sum()
+        self.exact = (self.slope.softmax(0) @ self.slope) - self.slope[self.target]
+        self.q = ops.noise_probability(torch.ones(self.words), "log_uniform", 0.3)
+
+    def derivative(self, objective, ids, *log_expected) -> torch.Tensor:
+        """Derivatives [R] of an objective over R independent draws [R, K]."""
+        theta = torch.ones(len(ids), dtype=torch.float64, requires_grad=True)
+        value = objective(theta * self.slope[self.target], theta[:, None] * self.slope[ids], *log_expected)
+        return torch.autograd.grad(value.sum(), theta)[0]
+
+    def noise_of_first_order(self, ids, log_expected) -> torch.Tensor:
+        """The linear part of the estimator's error: mean zero, and nearly all of its variance."""
+        weight = (self.slope[ids] - log_expected).exp() / self.partition
+        centred = self.slope[ids] - self.slope.softmax(0) @ self.slope
+        return (weight * centred).sum(1)
+
+
+def slope_of_bias(bias: dict[int, float]) -> float:
+    count, size = np.log(list(bias)), np.log(np.abs(list(bias.values())))
+    return np.polyfit(count, size, 1)[0]
+
+
+COUNTS_OF_DRAWS = (8, 16, 32, 64, 128, 256, 512)
+
+
+def test_the_bias_of_importance_sampling_falls_as_one_over_the_draws():
+    context, source, repeats = Context(), torch.Generator().manual_seed(0), 20_000
+    table, bias = ops.alias_table(context.q), {}
+    for count in COUNTS_OF_DRAWS:
+        errors = []
+        for _ in range(repeats // 2000):
+            ids = ops.draw_independent(table, 2000 * count, source).view(2000, count)
+            log_expected = (count * context.q).log()[ids]
+            derivative = context.derivative(importance_sampling, ids, log_expected)
+            errors.append(derivative - context.exact - context.noise_of_first_order(ids, log_expected))
+        error = torch.cat(errors)
+        bias[count] = error.mean().item()
+    assert slope_of_bias(bias) == pytest.approx(-1, abs=0.2)
+
+
+def test_the_bias_of_sampled_softmax_falls_as_one_over_the_draws():
+    context, source, repeats = Context(), torch.Generator().manual_seed(0), 1000
+    bias = {}
+    for count in COUNTS_OF_DRAWS:
+        mass = ops.inclusion_mass(context.q, count)
+        inclusion = (mass.double() / ops.DRAW).log()
+        ids = torch.stack([ops.draw_distinct(mass, count, source) for _ in range(repeats)])
+        log_expected = (inclusion[[context.target]].expand(repeats), inclusion[ids])
+        derivative = context.derivative(sampled_softmax, ids, *log_expected, ids == context.target)
+        error = derivative - context.exact - context.noise_of_first_order(ids, inclusion[ids])
+        bias[count] = error.mean().item()
+    assert slope_of_bias(bias) == pytest.approx(-1, abs=0.2)
