@@ -5,8 +5,9 @@ from torch import Tensor
 
 from lvsoftmax.layer import DenseOutputLayer
 from lvsoftmax.noise import DistinctNoise, IndependentNoise
+from lvsoftmax.ops.linear_cross_entropy.sampled import sampled_softmax_loss
 from lvsoftmax.ops.noise import NoiseName, Sample, log_inclusion, sample_count
-from lvsoftmax.ops.objectives import candidate_logits, sampled_softmax
+from lvsoftmax.ops.objectives import candidate_logits, candidate_rows, sampled_softmax
 
 
 class SampledSoftmax(DenseOutputLayer):
@@ -89,3 +90,18 @@ class SampledSoftmax(DenseOutputLayer):
         ids, log_expected, target_log_expected = self.draw(hidden, target) if sample is None else sample
         target_logit, logit = candidate_logits(hidden, self.weight, self.bias, target, ids, sparse=self.sparse)
         return sampled_softmax(target_logit, logit, target_log_expected, log_expected, target[:, None] == ids)
+
+    def loss(
+        self,
+        hidden: Float[Tensor, "tokens hidden"],
+        target: Int[Tensor, "tokens"],
+        weight: Float[Tensor, "tokens"],
+        previous: Int[Tensor, "tokens"] | None = None,
+        sample: Sample | None = None,
+    ) -> Float[Tensor, ""]:
+        """Return ``sum(weight * forward)``, its gradients computed on the way, without ``[tokens, samples]``."""
+        ids, log_expected, target_log_expected = self.draw(hidden, target) if sample is None else sample
+        rows = candidate_rows(self.weight, self.bias, target, ids, sparse=self.sparse)
+        target_row, row, target_bias, bias = rows
+        target_logit = (hidden * target_row).sum(1) + target_bias - target_log_expected
+        return sampled_softmax_loss(hidden, row, bias - log_expected, target_logit, target, ids, weight)

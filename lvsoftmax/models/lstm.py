@@ -4,7 +4,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-
 LSTMState = tuple[Tensor, Tensor]
 """Hidden and cell vectors of every layer, ``[layers, batch, hidden]`` each: what a stretch hands to the next."""
 

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-
 TransformerState = tuple[tuple[Tensor, Tensor], ...]
 """Keys and values of the last positions of the stretch before, one ``[B, H, M, E]`` pair per layer."""
 

@@ -10,28 +10,35 @@ from torch import Tensor
 from lvsoftmax.ops.numerics import upcast
 
 
-def candidate_logits(
-    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, target_N: Tensor, ids_K: Tensor, *, sparse: bool
-) -> tuple[Tensor, Tensor]:
-    """Return the logits ``[N]`` of the targets and ``[N, K]`` of the drawn words, from ``N + K`` rows of the table.
+def candidate_rows(
+    weight_VD: Tensor, bias_V: Tensor | None, target_N: Tensor, ids_K: Tensor, *, sparse: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Look up the ``N + K`` rows of the table that the targets and the drawn words need.
 
     Args:
-        hidden_ND: hidden vectors.
         weight_VD: the table.
-        bias_V: one number per word, or None.
+        bias_V: one number per word, or None for zeros.
         target_N: each token's word.
         ids_K: drawn words.
         sparse: whether the gradients of table and bias are row-sparse (COO).
+
+    Returns:
+        The targets' rows ``[N, D]``, the drawn words' rows ``[K, D]``, and their biases ``[N]`` and ``[K]``.
     """
     ids = torch.cat([target_N, ids_K])
     size = [len(target_N), len(ids_K)]
     target_row_ND, row_KD = F.embedding(ids, weight_VD, sparse=sparse).split(size)
-    target_logit_N = upcast(hidden_ND * target_row_ND).sum(1)
-    logit_NK = upcast(hidden_ND @ row_KD.T)
-    if bias_V is None:
-        return target_logit_N, logit_NK
-    target_bias_N, bias_K = bias_V.gather(0, ids, sparse_grad=sparse).split(size)
-    return target_logit_N + target_bias_N, logit_NK + bias_K
+    bias = weight_VD.new_zeros(len(ids)) if bias_V is None else bias_V.gather(0, ids, sparse_grad=sparse)
+    return target_row_ND, row_KD, *bias.split(size)
+
+
+def candidate_logits(
+    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, target_N: Tensor, ids_K: Tensor, *, sparse: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the logits ``[N]`` of the targets and ``[N, K]`` of the drawn words, from ``candidate_rows``."""
+    rows = candidate_rows(weight_VD, bias_V, target_N, ids_K, sparse=sparse)
+    target_row_ND, row_KD, target_bias_N, bias_K = rows
+    return upcast(hidden_ND * target_row_ND).sum(1) + target_bias_N, upcast(hidden_ND @ row_KD.T) + bias_K
 
 
 def sampled_softmax(
