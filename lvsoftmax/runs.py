@@ -143,13 +143,13 @@ class RunFolder:
         part.replace(self.path / name)
 
 
-def build_model(config: Mapping[str, Any], counts: torch.Tensor, seed: int | None = None) -> LanguageModel:
+def build_model(config: Mapping[str, Any], counts: torch.Tensor) -> LanguageModel:
     """Build the language model of a configuration over a vocabulary with these counts.
 
     Backbone and output layer are initialised from streams of their own, so that two models which differ in the output
     layer start with the same backbone.
     """
-    seed = config["seed"] if seed is None else seed
+    seed = config["seed"]
     model = dict(config["model"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(seed, "backbone"))

@@ -29,7 +29,8 @@ def candidate_rows(
     size = [len(target_N), len(ids_K)]
     target_row_ND, row_KD = F.embedding(ids, weight_VD, sparse=sparse).split(size)
     bias = weight_VD.new_zeros(len(ids)) if bias_V is None else bias_V.gather(0, ids, sparse_grad=sparse)
-    return target_row_ND, row_KD, *bias.split(size)
+    target_bias_N, bias_K = bias.split(size)
+    return target_row_ND, row_KD, target_bias_N, bias_K
 
 
 def candidate_logits(

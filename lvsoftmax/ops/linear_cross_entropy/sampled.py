@@ -41,7 +41,7 @@ class _CandidateLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_ND, row_KD, offset_K, target_logit_N, token_weight_N, hit):
         dtype = product_dtype(hidden_ND)
-        gradients = [zeros(x, x.dtype) for x in (hidden_ND, row_KD, offset_K)]
+        gradients: list[Tensor | None] = [zeros(x, x.dtype) for x in (hidden_ND, row_KD, offset_K)]
         cast_KD = row_KD.to(dtype)
         target_logit_N = upcast(target_logit_N)
         loss_N, target_gradient_N = torch.empty_like(target_logit_N), torch.empty_like(target_logit_N)
