@@ -500,7 +500,7 @@ SHAPES = [(1, 1, 1), (7, 1, 3), (7, 3, 2), (10, 4, 3), (20, 20, 5), (3, 5, 2), (
 
 @pytest.mark.parametrize(("tokens", "size", "length"), SHAPES)
 def test_evaluation_predicts_every_token_exactly_once(tokens, size, length):
-    batches = ContiguousBatches(np.arange(tokens, dtype=np.int32), size, length, start=999, complete=True)
+    batches = ContiguousBatches(np.arange(1, tokens + 1, dtype=np.int32), size, length, start=999, complete=True)
     seen = []
     for batch in (batches[step] for step in range(len(batches))):
         assert batch.input.shape == batch.target.shape == batch.weight.shape == (size, length)
@@ -508,9 +508,9 @@ def test_evaluation_predicts_every_token_exactly_once(tokens, size, length):
         assert set(batch.weight.unique().tolist()) <= {0.0, 1.0}
         assert (batch.target[batch.weight == 0] == 0).all()
         target, previous = (ids[batch.weight == 1] for ids in (batch.target, batch.input))
-        assert torch.equal(previous, torch.where(target > 0, target - 1, 999))
+        assert torch.equal(previous, torch.where(target > 1, target - 1, 999))
         seen += target.tolist()
-    assert sorted(seen) == list(range(tokens))
+    assert sorted(seen) == list(range(1, tokens + 1))
 
 
 @pytest.mark.parametrize(("tokens", "size", "length"), [shape for shape in SHAPES if shape[0] >= shape[1] * shape[2]])
