@@ -210,6 +210,16 @@ def test_clusters_share_a_subtree():
         assert len({(p, c & bits) for p, c in zip(prefix, cluster, strict=True)}) == 2**level
 
 
+def test_means_find_the_clusters_that_an_outlier_hides():
+    """The first direction points to the outlier, along which the two clusters overlap."""
+    cluster = np.repeat([-1.0, 1.0], 64)
+    vectors = np.stack([cluster + 0.1 * RNG.normal(size=128), RNG.normal(size=128)], 1)
+    vectors[-1] = [4.0, 9.0]
+    tree = clustered_tree(vectors, np.full(128, 10))
+    side = np.array([path(tree, word)[-1][1] for word in range(128)])
+    assert np.array_equal(side, cluster > 0) or np.array_equal(side, cluster < 0)
+
+
 def test_cluster_paths_are_as_short_as_the_counts_allow():
     counts = zipf(3000)
     share = (counts + 1) / (counts + 1).sum()
