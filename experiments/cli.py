@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 CONFIGS = Path(__file__).absolute().parent.parent / "configs"
 
@@ -22,6 +22,9 @@ def one_line_errors() -> Iterator[None]:
     """Turn mistakes of the user into one line on standard error and exit status 2."""
     try:
         yield
+    except MissingMandatoryValue as error:
+        print(f"error: {error.full_key} is not set and has no default; add {error.full_key}=...", file=sys.stderr)
+        sys.exit(2)
     except (ValueError, FileNotFoundError, HydraException, OmegaConfBaseException) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
@@ -41,7 +44,7 @@ def resolved(config: DictConfig, choices: Mapping[str, str]) -> dict[str, Any]:
     """Return a composed configuration as plain values, with the names of the chosen files under ``name``."""
     config = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
     names = {group: name for group, name in choices.items() if (CONFIGS / group).is_dir()}
-    return OmegaConf.to_container(config, resolve=True) | {"name": names}
+    return OmegaConf.to_container(config, resolve=True, throw_on_missing=True) | {"name": names}
 
 
 def compose_config(config_name: str, overrides: list[str]) -> dict[str, Any]:

@@ -24,6 +24,9 @@ from lvsoftmax.evaluate import evaluate
 from lvsoftmax.optim import clip_gradient_norm
 from lvsoftmax.runs import RunFolder, build, build_model, folder_for, identity, stream
 
+WARM_UP = 10
+"""Steps after which memory is measured: first steps allocate what later ones reuse."""
+
 
 def train(config: dict[str, Any]) -> dict[str, Any] | None:
     """Run one configured training to its budget's end and return its result; None when it diverged.
@@ -57,6 +60,9 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
         )
     tokens_per_step = batch["size"] * batch["length"] * optim["accumulate"]
 
+    def memory() -> int:
+        return max(peak, peak_bytes(device) if step - first_step > WARM_UP else 0)
+
     def evaluation(text: Any, tokens: int | None = None, full: bool = True) -> dict[str, Any]:
         size, length = config["evaluate"]["size"], config["evaluate"]["length"]
         pieces = ContiguousBatches(text[:tokens], size, length, start=start_id, complete=True)
@@ -80,6 +86,7 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     since_log = {"steps": 0, "seconds": 0.0, "output_seconds": 0.0}
     output_seconds = 0.0
+    peak = 0
     next_valid = {"tokens": config["evaluate"]["every_tokens"], "seconds": config["evaluate"]["every_seconds"]}
     checkpoint = folder.restore()
     if checkpoint:
@@ -90,7 +97,8 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
         torch.set_rng_state(checkpoint["rng"])
         if device.type == "cuda":
             torch.cuda.set_rng_state(checkpoint["cuda_rng"], device)
-        step, seconds, output_seconds = checkpoint["step"], checkpoint["seconds"], checkpoint["output_seconds"]
+        step, seconds = checkpoint["step"], checkpoint["seconds"]
+        output_seconds, peak = checkpoint["output_seconds"], checkpoint["peak"]
         loss_sum += checkpoint["loss_sum"]
         since_log, next_valid = checkpoint["since_log"], checkpoint["next_valid"]
         state = to_device(checkpoint["state"], device)
@@ -107,6 +115,7 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
             "step": step,
             "seconds": seconds,
             "output_seconds": output_seconds,
+            "peak": peak,
             "loss_sum": loss_sum.item(),
             "since_log": since_log,
             "next_valid": next_valid,
@@ -169,7 +178,7 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
         seconds += elapsed
         since_log["steps"] += 1
         since_log["seconds"] += elapsed
-        if step - first_step == 10:
+        if step - first_step == WARM_UP:
             reset_peak(device)
 
         # Log, validate, save: at fixed steps or tokens, so that a resumed run does the same at the same places.
@@ -192,7 +201,7 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
             log(
                 "train", loss=mean_loss, learning_rate=optimiser.param_groups[0]["lr"], gradient_norm=norm.item(),
                 tokens_per_second=speed, output_share=since_log["output_seconds"] / since_log["seconds"],
-                peak_bytes=peak_bytes(device), diagnostics=output.diagnostics(),
+                peak_bytes=memory(), diagnostics=output.diagnostics(),
             )  # fmt: skip
             loss_sum.zero_()
             since_log = dict.fromkeys(since_log, 0)
@@ -202,10 +211,12 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
             )
         bar.update(round(100 * min(progress_made(), 1), 1) - bar.n)
         if validate:
+            peak = memory()  # of training: the measurement begins anew after the evaluation
             valid = evaluation(corpus.valid, config["evaluate"]["tokens"], full=False)
             schedule.observe(valid["nll"])
             next_valid = {key: after(config["evaluate"][f"every_{key}"], value) for key, value in
                           {"tokens": tokens, "seconds": seconds}.items()}  # fmt: skip
+            reset_peak(device)
             log("valid", nll=valid["nll"], perplexity=valid["perplexity"], bands=valid["bands"])
         if not done and perf_counter() - last_save > config["checkpoint_every"]:
             save()
@@ -214,7 +225,6 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
     bar.close()
 
     # Finish: exact evaluation of everything, then the result, whose existence means done.
-    memory = peak_bytes(device)
     sizes = {"output": count(output), "backbone": count(model.backbone), "total": count(model)}
     result = {
         "status": "finished",
@@ -225,7 +235,7 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
             "tokens": step * tokens_per_step, "seconds": seconds, "tokens_per_second": step * tokens_per_step / seconds,
             "output_share": output_seconds / seconds, "steps": step, "epochs": step / steps_per_epoch,
         },
-        "memory": {"peak_bytes": memory},
+        "memory": {"peak_bytes": peak},
         "parameters": sizes | {"embedding": sizes["total"] - sizes["output"] - sizes["backbone"]},
     }  # fmt: skip
     folder.finish(result)

@@ -182,12 +182,12 @@ def load(folder: str | Path) -> LanguageModel:
 
 def load_config(folder: str | Path) -> dict[str, Any]:
     """Return the resolved configuration of a run."""
-    return yaml.safe_load((Path(folder) / "config.yaml").read_text())
+    return yaml.safe_load((Path(folder) / "config.yaml").read_text("utf-8"))
 
 
 def load_vocabulary(folder: str | Path) -> Vocabulary:
     """Return the vocabulary of a run."""
-    rows = [line.rsplit("\t", 1) for line in (Path(folder) / "vocabulary.tsv").read_text().splitlines()]
+    rows = [line.rsplit("\t", 1) for line in (Path(folder) / "vocabulary.tsv").read_text("utf-8").split("\n")[:-1]]
     return Vocabulary([word for word, _ in rows], np.array([int(count) for _, count in rows], np.int64))
 
 

@@ -333,6 +333,7 @@ def test_sweeps_do_not_collide(overrides, tmp_path):
         (["wandb.mode=on"], "wandb.mode=on: choose offline, online or disabled"),
         (["model.backbone.hidden_size=0"], "hidden_size=0"),
         (["data.train=/nowhere.txt"], "/nowhere.txt"),
+        (["data.train=???"], "data.train is not set and has no default; add data.train=..."),
     ],
 )  # fmt: skip
 def test_mistakes_end_in_one_line(overrides, tmp_path, words, message, capsys, monkeypatch):
