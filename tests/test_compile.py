@@ -1,24 +1,22 @@
 """``torch.compile`` traces every layer whole, the draws being given, and changes nothing."""
 
-import jaxtyping
+import shutil
+
 import pytest
 import torch
 from cases import CASES, Batch, assert_close, dense, for_every_case, gradients, randomise
 
-# dynamo instantiates autograd functions itself while it traces them
-pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+pytestmark = [
+    pytest.mark.usefixtures("without_type_checks"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # the compiler's own habits
+]
 
-
-@pytest.fixture(autouse=True)
-def no_shape_checks_and_a_fresh_compiler():
-    """Shape checks read the tensors' sizes in ways that a tracer cannot follow; users do not have them."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    torch.compiler.reset()
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+YAMLS = [case for case in CASES if not case.option]
+FIVE = YAMLS[:: -(-len(YAMLS) // 5)]  # at most five, spread over the folder
 
 
 def assert_compiled_equals_eager(case, backend):
+    torch.compiler.reset()
     layer = randomise(case.build(**dense(case)))
     batch = Batch.of(layer, dtype=torch.float32)
     sample = batch.draw(layer)
@@ -36,3 +34,10 @@ def assert_compiled_equals_eager(case, backend):
 @for_every_case
 def test_a_traced_layer_equals_the_eager_one(case):
     assert_compiled_equals_eager(case, "aot_eager")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+@pytest.mark.parametrize("case", FIVE, ids=str)
+def test_a_layer_compiled_by_inductor_equals_the_eager_one(case):
+    assert_compiled_equals_eager(case, "inductor")
