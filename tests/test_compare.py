@@ -1,0 +1,168 @@
+"""Studies: what is run, what is not run again, and what becomes of runs that fail."""
+
+import json
+import random
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+
+from experiments import compare, report
+from experiments.cli import CONFIGS, guarded, resolved
+from experiments.train import train
+
+SMALL = ("batch.size=4", "batch.length=10", "budget.epochs=null", "budget.tokens=400", "model.backbone.hidden_size=16",
+         "evaluate.every_tokens=200", "wandb.mode=disabled", "progress=false", "log_every=2", "device=cpu")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    chance = random.Random(0)
+    for split, lines in {"train": 100, "valid": 20, "test": 20}.items():
+        words = [" ".join(f"w{min(int(chance.expovariate(0.1)), 40)}" for _ in range(9)) for _ in range(lines)]
+        (folder / f"{split}.txt").write_text("\n".join(words) + "\n")
+    return folder
+
+
+@pytest.fixture
+def words(text, tmp_path):
+    files = [f"data.{split}={text}/{split}.txt" for split in ("train", "valid", "test")]
+    return ["data=text", *files, f"data.cache={text}/cache", f"run.root={tmp_path}/outputs", *SMALL]
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Train in this process instead of a new one; the list says what was trained. A layer in ``broken`` crashes."""
+    log = SimpleNamespace(jobs=[], broken=set())
+
+    def run(command, **_):
+        assert command[:3] == [sys.executable, "-m", "experiments.train"]
+        composed = compose("train", command[3:], return_hydra_config=True)
+        config = resolved(composed, composed.hydra.runtime.choices)
+        layer = config["name"]["output"]
+        log.jobs.append((layer, config["seed"]))
+        if layer in log.broken:
+            return subprocess.CompletedProcess(command, -9)
+        return subprocess.CompletedProcess(command, 0 if train(config) else 1)
+
+    monkeypatch.setattr(compare, "subprocess", SimpleNamespace(run=run, DEVNULL=None))
+    return log
+
+
+def program(monkeypatch, capsys, *words):
+    """Run the program with a command line; return its exit status, output and errors."""
+    monkeypatch.setattr(sys, "argv", ["compare", *words])
+    status = 0
+    try:
+        guarded(compare.main, "compare")
+    except SystemExit as stop:
+        status = stop.code
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err
+
+
+def test_a_study_trains_every_layer_and_seed_once_and_reports(words, trained, monkeypatch, capsys, tmp_path):
+    line = ["study=smoke", "study.layers=[full_softmax,sampled_softmax]", "study.seeds=[1,2]", *words]
+    status, out, err = program(monkeypatch, capsys, *line)
+    expected = [("full_softmax", 1), ("sampled_softmax", 1), ("full_softmax", 2), ("sampled_softmax", 2)]
+    assert status == 0, err
+    assert trained.jobs == expected
+    page = tmp_path / "outputs" / "compare" / "smoke" / "report.html"
+    assert out.rstrip().endswith(str(page)) and page.exists()
+    assert (page.parent / "results.csv").exists() and (page.parent / "perplexity.svg").exists()
+    assert "[4/4] sampled_softmax, seed 2: test perplexity" in out and "(unigram)" in out
+    config = yaml.safe_load(next((tmp_path / "outputs" / "text").glob("full*seed2*/config.yaml")).read_text())
+    assert config["budget"]["tokens"] == 400 and config["wandb"]["group"] == "smoke"
+
+    before = page.read_bytes()
+    status, out, _ = program(monkeypatch, capsys, *line)
+    assert status == 0 and trained.jobs == expected and out.count("done before") == 4
+    assert page.read_bytes() == before
+
+
+def test_a_failed_run_ends_nothing_else_and_is_tried_again(words, trained, monkeypatch, capsys):
+    trained.broken.add("full_softmax")
+    line = ["study=smoke", "study.layers=[full_softmax,sampled_softmax]", *words]
+    status, out, _ = program(monkeypatch, capsys, *line)
+    assert status == 1
+    assert "[1/2] full_softmax, seed 1: failed with exit status -9" in out
+    assert "failed: full_softmax, seed 1; alone: python -m experiments.train study=smoke" in out
+    assert "[2/2] sampled_softmax, seed 1: test perplexity" in out
+    trained.broken.clear()
+    status, *_ = program(monkeypatch, capsys, *line)
+    assert status == 0
+    assert trained.jobs == [("full_softmax", 1), ("sampled_softmax", 1), ("full_softmax", 1)]
+
+
+def test_a_diverged_run_is_no_failure_and_not_repeated(words, trained, monkeypatch, capsys):
+    line = ["study=smoke", "study.layers=[full_softmax]", "optim.learning_rate=1e30", "optim.clip=null", *words]
+    for expected in ("diverged at step", "done before: diverged at step"):
+        status, out, _ = program(monkeypatch, capsys, *line)
+        assert status == 0 and expected in out and "nothing to compare" in out
+    assert len(trained.jobs) == 1
+
+
+def test_a_larger_budget_continues_what_is_finished(words, trained, monkeypatch, capsys, tmp_path):
+    line = ["study=smoke", "study.layers=[full_softmax]", *words]
+    program(monkeypatch, capsys, *line)
+    program(monkeypatch, capsys, *line, "budget.tokens=800")
+    (folder,) = (tmp_path / "outputs" / "text").iterdir()
+    assert len(trained.jobs) == 2
+    assert json.loads((folder / "result.json").read_text())["train"]["tokens"] == 800
+
+
+@pytest.mark.parametrize(
+    "word, message",
+    [
+        ("study=quik", "study=quik: no such choice; did you mean quick?"),
+        (
+            "study.layers=[sampled_sofmax]",
+            "study.layers=sampled_sofmax: no such output layer; did you mean sampled_softmax",
+        ),
+        ("study.layer=[full_softmax]", "study.layer: no such field; did you mean study.layers?"),
+        ("study.layers=[nothing*]", "study smoke is empty; fill study.layers and study.seeds"),
+        ("study.seeds=[]", "study smoke is empty"),
+        ("study.layers=full_softmax", "study.layers=full_softmax: must be a list"),
+        ("study.seeds=1", "study.seeds=1: must be a list"),
+        ("output=full_softmax", "output=full_softmax: the runs of a study differ in it; use study.layers=[...]"),
+        ("seed=3", "use study.seeds=[...]"),
+        ("run.dir=there", "set run.root instead"),
+        ("budget.tokens=-1", "budget.tokens=-1: must be a positive number"),
+    ],
+)
+def test_mistakes_end_in_one_line_before_anything_runs(word, message, words, trained, monkeypatch, capsys, tmp_path):
+    line = [each for each in words if each.split("=")[0] != word.split("=")[0]]
+    study = [] if word.startswith("study=") else ["study=smoke"]
+    status, out, err = program(monkeypatch, capsys, *study, *line, word)
+    assert status == 2 and out == ""
+    assert err.startswith("error: ") and message in err and err.count("\n") == 1
+    assert not trained.jobs and not (tmp_path / "outputs").exists()
+
+
+def test_layers_by_pattern_are_taken_once_in_order():
+    there = sorted(file.stem for file in (CONFIGS / "output").glob("*.yaml"))
+    assert compare.expand(["*"]) == there
+    assert compare.expand(["sampled_softmax", "*", "no_such_layer*"])[0] == "sampled_softmax"
+    assert sorted(compare.expand(["sampled_softmax", "*"])) == there
+
+
+@pytest.mark.parametrize("file", sorted((CONFIGS / "study").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_preset_composes_for_every_layer(file):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        study = compose("compare", [f"study={file.stem}"]).study
+        assert study.name == file.stem
+        for layer in compare.expand(study.layers):
+            config = compose("train", [f"study={file.stem}", f"output={layer}"])
+            assert sum(value is not None for value in config.budget.values()) == 1
+
+
+def test_the_runs_of_a_study_train_in_processes_of_their_own(words, tmp_path):
+    command = [sys.executable, "-m", "experiments.compare", "study=smoke", "study.layers=[full_softmax]", *words]
+    done = subprocess.run(command, cwd=CONFIGS.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "outputs" / "text").iterdir()
+    assert report.read(folder).result["train"]["tokens"] == 400
