@@ -43,7 +43,7 @@ def hierarchical_softmax(layer, hidden: np.ndarray) -> np.ndarray:
 
 
 def sampled_softmax(layer, hidden: np.ndarray) -> np.ndarray:
-    """Jean et al. 2015, equation 6: the words drawn matter in training only."""
+    """Jean et al. 2015, section 3: the words drawn matter in training only."""
     return log_softmax(dense_logits(layer, hidden))
 
 
@@ -60,12 +60,12 @@ def differentiated_softmax(layer, hidden: np.ndarray) -> np.ndarray:
 
 
 def importance_sampled_softmax(layer, hidden: np.ndarray) -> np.ndarray:
-    """Bengio & Senecal 2003, equation 1: what the estimate of the gradient is an estimate for."""
+    """Bengio & Senecal 2003: what the estimate of the gradient is an estimate for."""
     return log_softmax(dense_logits(layer, hidden))
 
 
 def sampled_softmax_objective(target, ids, target_logit, logit, target_log_expected, log_expected) -> np.ndarray:
-    """Jean et al. 2015, equation 10, word by word: the target among itself and the other words drawn."""
+    """Jean et al. 2015, section 3, word by word: the target among itself and the other words drawn."""
     values = []
     for token, word in enumerate(target):
         own = np.exp(target_logit[token] - target_log_expected[token])
@@ -75,7 +75,7 @@ def sampled_softmax_objective(target, ids, target_logit, logit, target_log_expec
 
 
 def importance_sampling_objective(target_logit, logit, log_q) -> np.ndarray:
-    """Bengio & Senecal 2008, equation 10, as a value: the mean of ``exp(s_k) / q_k`` stands for the partition."""
+    """Bengio & Senecal 2003, as a value: the mean of ``exp(s_k) / q_k`` stands for the partition."""
     values = []
     for token, score in enumerate(target_logit):
         weights = [np.exp(logit[token, k]) / np.exp(log_q[k]) for k in range(len(log_q))]

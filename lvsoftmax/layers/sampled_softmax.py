@@ -31,7 +31,7 @@ class SampledSoftmax(DenseOutputLayer):
 
     References: Bengio & Senecal 2008, Adaptive Importance Sampling to Accelerate Training of a Neural Probabilistic
     Language Model; Jean, Cho, Memisevic & Bengio 2015, On Using Very Large Target Vocabulary for Neural Machine
-    Translation, equation 10 (there the target is one of the sample and ``l = log q``).
+    Translation, section 3 (there the target is one of the sample and ``l = log q``).
 
     Args:
         hidden_size: D.

@@ -48,7 +48,7 @@ def sampled_softmax(
     """Return the cross-entropy of each target among itself and the drawn words, their logits corrected.
 
     ``-log( exp(s_t - l_t) / (exp(s_t - l_t) + sum_{k: not hit} exp(s_k - l_k)) )`` with ``l`` the log expected count:
-    Jean et al. 2015, equation 10 (there ``l = log q``), and TensorFlow's ``sampled_softmax_loss``.
+    Jean et al. 2015, section 3 (there ``l = log q``), and TensorFlow's ``sampled_softmax_loss``.
 
     Computed as ``log(1 + exp(d))``, so that value and gradient keep their digits as the target's share goes to one.
 
@@ -90,7 +90,7 @@ def log_weight_sums(logit_NK: Tensor, log_expected_K: Tensor) -> Tensor:
 def effective_sample_size(log_sums_2N: Tensor) -> Tensor:
     """Return ``(sum_k w_k)^2 / sum_k w_k^2`` of each token, between 1 and K.
 
-    Kong 1992; Bengio & Senecal 2008, section IV, who decide by it how many words to draw.
+    Kong 1992; Bengio & Senecal 2003 decide by it how many words to draw.
 
     Args:
         log_sums_2N: logs of the two sums, as ``log_weight_sums`` returns them.
