@@ -19,8 +19,9 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import report
+from experiments import report, wording
 from experiments.cli import CONFIGS, guarded, nearest, one_line_errors, resolved
+from experiments.comparison import RunError, read
 from experiments.train import check, spent
 from lvsoftmax.runs import build, folder_for
 
@@ -50,16 +51,16 @@ class Job:
     def outcome(self) -> str | None:
         """How the run ended, in words; None if it has yet to reach the end of its budget."""
         try:
-            run = report.read(self.folder)
-        except report.RunError:
+            run = read(self.folder)
+        except RunError:
             return None
         if run.diverged:
             return f"diverged at step {run.diverged['step']:,}; delete {self.folder} to run it again"
         if spent(self.config["budget"], **run.result["train"]) < 1:
             return None
         return (
-            f"test perplexity {report.perplexity(run.result['test']['perplexity'])}, "
-            f"{report.duration(run.result['train']['seconds'])} of training"
+            f"test perplexity {wording.perplexity(run.result['test']['perplexity'])}, "
+            f"{wording.duration(run.result['train']['seconds'])} of training"
         )
 
 

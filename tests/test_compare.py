@@ -10,8 +10,9 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
-from experiments import compare, report
+from experiments import compare
 from experiments.cli import CONFIGS, guarded, resolved
+from experiments.comparison import read
 from experiments.train import train
 
 SMALL = ("batch.size=4", "batch.length=10", "budget.epochs=null", "budget.tokens=400", "model.backbone.hidden_size=16",
@@ -165,4 +166,4 @@ def test_the_runs_of_a_study_train_in_processes_of_their_own(words, tmp_path):
     done = subprocess.run(command, cwd=CONFIGS.parent, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "outputs" / "text").iterdir()
-    assert report.read(folder).result["train"]["tokens"] == 400
+    assert read(folder).result["train"]["tokens"] == 400

@@ -13,6 +13,9 @@ import pytest
 from synthetic_runs import make_run, quick_study
 
 from experiments import report
+from experiments.comparison import Bands, Stop, perplexity_at
+from experiments.comparison import compare as comparison_of
+from experiments.drawing import log_ticks
 
 
 def names(comparison):
@@ -40,19 +43,19 @@ def test_difference_and_speed_up_are_paired_by_seed(tmp_path):
         make_run(tmp_path, "full_softmax", seed=seed, perplexity=full, speed=5000.0 * seed)
         make_run(tmp_path, "sampled_softmax", seed=seed, perplexity=sampled, speed=speed)
     make_run(tmp_path, "sampled_softmax", seed=3, perplexity=900.0, speed=1.0)  # has no full softmax beside it
-    comparison = report.compare(tmp_path.glob("*/*"), "")
+    comparison = comparison_of(tmp_path.glob("*/*"), "")
     full, sampled = comparison.rows
     assert comparison.reference is full
-    assert (sampled.difference.mean, sampled.difference.low, sampled.difference.high) == pytest.approx((15, 10, 20))
-    assert sampled.percent.mean == pytest.approx(100 * (10 / 150 + 20 / 100) / 2)
-    assert sampled.speed_up.mean == pytest.approx(2.0)
-    assert sampled.test.mean == pytest.approx((160 + 120 + 900) / 3)
-    assert full.difference.high == 0 and full.speed_up.low == 1
+    difference = sampled.cells["difference"]
+    assert (difference.mean, difference.low, difference.high) == pytest.approx((2 / 15, 1 / 15, 1 / 5))
+    assert sampled.cells["speed_up"].mean == pytest.approx(2.0)
+    assert sampled.cells["test"].mean == pytest.approx((160 + 120 + 900) / 3)
+    assert full.cells["difference"].high == 0 and full.cells["speed_up"].low == 1
 
 
 def test_rows_are_in_order_of_perplexity_and_the_best_of_each_column_is_marked(tmp_path):
     comparison = report.write(quick_study(tmp_path / "runs"), tmp_path, "Study")
-    means = [row.test.mean for row in comparison.rows]
+    means = [row.cells["test"].mean for row in comparison.rows]
     assert means == sorted(means)
     page = (tmp_path / "report.html").read_text()
     best = re.findall(r'class="best">([^<]*)<', page)
@@ -62,7 +65,7 @@ def test_rows_are_in_order_of_perplexity_and_the_best_of_each_column_is_marked(t
 
 def test_answer_names_who_wins_at_what(tmp_path):
     folders = quick_study(tmp_path)
-    assert report.answer(report.compare(folders, "")).replace("\u00a0", " ") == (
+    assert report.answer(comparison_of(folders, "")).replace("\u00a0", " ") == (
         "Full softmax predicts best (test perplexity 152.3); hierarchical softmax trains fastest (4.7× full softmax's "
         "speed); adaptive softmax needs the least memory (890 MB at its peak)."
     )
@@ -70,57 +73,57 @@ def test_answer_names_who_wins_at_what(tmp_path):
         make_run(tmp_path, "full_softmax", digits="b", perplexity=200.0, speed=1.0, peak_bytes=1000),
         make_run(tmp_path, "sampled_softmax", digits="b", perplexity=100.0, speed=2.0),
     ]
-    assert report.answer(report.compare(both, "")).startswith(
+    assert report.answer(comparison_of(both, "")).startswith(
         "Sampled softmax predicts best (test perplexity 100.0) and trains fastest (2.0× full softmax's speed); full"
     )
 
 
 def test_one_seed_is_said_and_no_verdict_given(tmp_path):
-    notes = report.caveats(report.compare(quick_study(tmp_path), ""))
+    notes = report.caveats(comparison_of(quick_study(tmp_path), ""))
     assert any("One seed" in note for note in notes)
     make_run(tmp_path, "full_softmax", seed=2)
-    notes = report.caveats(report.compare(tmp_path.glob("*/*"), ""))
+    notes = report.caveats(comparison_of(tmp_path.glob("*/*"), ""))
     assert any("no test of significance" in note for note in notes)
 
 
 def test_equal_time_under_a_budget_of_tokens_and_equal_tokens_under_one_of_seconds(tmp_path):
     fast = make_run(tmp_path / "tokens", "sampled_softmax", speed=20_000)
     slow = make_run(tmp_path / "tokens", "full_softmax", speed=5000)
-    comparison = report.compare([fast, slow], "")
+    comparison = comparison_of([fast, slow], "")
     assert (comparison.stop.axis, comparison.stop.value) == ("seconds", 50.0)
     # full softmax has read a quarter of its tokens then: its fifth validation of twenty
     full = next(row for row in comparison.rows if row.label == "Full softmax")
-    assert full.at_stop.mean == pytest.approx(full.runs[0].curve[4]["perplexity"])
+    assert full.cells["at_stop"].mean == pytest.approx(full.runs[0].curve[4]["perplexity"])
     fast = make_run(tmp_path / "seconds", "sampled_softmax", speed=20_000, tokens=4_000_000)
     slow = make_run(tmp_path / "seconds", "full_softmax", speed=5000, tokens=1_000_000)
-    comparison = report.compare([fast, slow], "")
+    comparison = comparison_of([fast, slow], "")
     assert (comparison.stop.axis, comparison.stop.value) == ("tokens", 1_000_000)
 
 
 def test_perplexity_between_two_validations_is_their_geometric_mean():
     curve = [{"seconds": 10.0, "perplexity": 400.0}, {"seconds": 30.0, "perplexity": 100.0}]
-    assert report.perplexity_at(curve, report.Stop("seconds", 20.0)) == pytest.approx(200.0)
-    assert report.perplexity_at(curve, report.Stop("seconds", 30.0)) == pytest.approx(100.0)
-    assert report.perplexity_at(curve, report.Stop("seconds", 31.0)) is None
-    assert report.perplexity_at(curve[:1], report.Stop("seconds", 10.0)) == 400.0
+    assert perplexity_at(curve, Stop("seconds", 20.0)) == pytest.approx(200.0)
+    assert perplexity_at(curve, Stop("seconds", 30.0)) == pytest.approx(100.0)
+    assert perplexity_at(curve, Stop("seconds", 31.0)) is None
+    assert perplexity_at(curve[:1], Stop("seconds", 10.0)) == 400.0
 
 
 def test_bands_are_relative_to_full_softmax(tmp_path):
     folders = [make_run(tmp_path, "full_softmax"), make_run(tmp_path, "sampled_softmax", tail=0.5)]
-    table = report.bands(report.compare(folders, ""))
+    table = Bands.of(comparison_of(folders, ""))
     assert table.relative and table.labels[0] == "1–10" and table.labels[-1] == "10,001–18,000"
     assert sum(table.shares) == pytest.approx(1)
     losses = {row.label: values for row, values in table.rows}
     assert losses["Full softmax"] == [0] * 5
     assert losses["Sampled softmax"] == pytest.approx([0.05, 0.0, 0.05, 0.2, 0.45])
-    table = report.bands(report.compare(folders[1:], ""))
+    table = Bands.of(comparison_of(folders[1:], ""))
     assert not table.relative and table.rows[0][1][0] == pytest.approx(2.55)
 
 
 def test_variants_of_a_layer_are_rows_of_their_own(tmp_path):
     make_run(tmp_path, "sampled_softmax", output={"noise": "uniform", "samples": 8})
     make_run(tmp_path, "sampled_softmax", output={"noise": "unigram", "samples": 8}, digits="f", perplexity=160.0)
-    comparison = report.compare(tmp_path.glob("*/*"), "")
+    comparison = comparison_of(tmp_path.glob("*/*"), "")
     assert names(comparison) == ["Sampled softmax (noise=uniform)", "Sampled softmax (noise=unigram)"]
 
 
@@ -136,7 +139,7 @@ def test_csv_holds_one_unrounded_line_per_run(tmp_path):
 
 @pytest.mark.parametrize("low, high", [(150, 490), (90, 110), (10, 100_000), (3, 3.1), (100, 100), (7, 2000)])
 def test_ticks_are_few_and_inside(low, high):
-    ticks = report.log_ticks(low, high)
+    ticks = log_ticks(low, high)
     assert ticks == sorted(ticks) and len(ticks) <= 12
     assert all(low <= tick <= high for tick in ticks)
 
@@ -171,10 +174,6 @@ def result_without_memory(folder):
 
 def words_for_numbers(folder):
     change_result(folder, lambda result: result["valid"].update(perplexity="high"))
-
-
-def loss_not_finite(folder):
-    change_result(folder, lambda result: result["test"].update(nll=math.nan, perplexity=math.nan))
 
 
 def result_is_a_list(folder):
@@ -216,7 +215,6 @@ FAULTS = {
     half_a_result: "damaged",
     result_without_memory: "damaged",
     words_for_numbers: "damaged",
-    loss_not_finite: "test loss is nan",
     result_is_a_list: "damaged",
     binary_config: "damaged",
     config_of_something_else: "damaged",
@@ -230,7 +228,7 @@ FAULTS = {
 def test_faulty_folders_are_left_out_by_name(tmp_path, fault):
     folders = [make_run(tmp_path / "runs", layer) for layer in ("full_softmax", "sampled_softmax", "adaptive_softmax")]
     fault(folders[0])
-    comparison = report.compare(folders, "Study")
+    comparison = comparison_of(folders, "Study")
     assert names(comparison) == ["Adaptive softmax", "Sampled softmax"]
     ((name, reason),) = comparison.left_out
     assert name == "sotu/full_softmax-lstm-seed1-0123abcd" and FAULTS[fault] in reason and "\n" not in reason
@@ -241,15 +239,15 @@ def test_faulty_folders_are_left_out_by_name(tmp_path, fault):
 def test_a_run_is_not_averaged_with_one_under_other_settings(tmp_path):
     make_run(tmp_path, "full_softmax", perplexity=100.0)
     make_run(tmp_path, "full_softmax", perplexity=200.0, digits="ffff", optim={"learning_rate": 0.2})
-    comparison = report.compare(tmp_path.glob("*/*"), "")
-    assert comparison.rows[0].test.mean == 100.0
+    comparison = comparison_of(tmp_path.glob("*/*"), "")
+    assert comparison.rows[0].cells["test"].mean == 100.0
     assert "optim.learning_rate" in comparison.left_out[0][1]
 
 
 def test_unequal_conditions_are_said(tmp_path):
     make_run(tmp_path, "full_softmax")
     make_run(tmp_path, "sampled_softmax", model={"backbone": {"hidden_size": 512}})
-    notes = report.caveats(report.compare(tmp_path.glob("*/*"), ""))
+    notes = report.caveats(comparison_of(tmp_path.glob("*/*"), ""))
     assert any("differ in more than layer and seed: model.backbone.hidden_size" in note for note in notes)
 
 
@@ -264,9 +262,18 @@ def test_a_diverged_run_is_shown_as_diverged(tmp_path):
     notes = {row.label: row.note for row in comparison.rows}
     assert notes["Hierarchical softmax"] == "1 of 2 seeds diverged"
     assert notes["Sampled softmax"] == "diverged at step 750"
-    assert names(comparison)[-1] == "Sampled softmax" and comparison.rows[-1].test is None
+    assert names(comparison)[-1] == "Sampled softmax" and comparison.rows[-1].cells["test"] is None
     assert "diverged at step 750" in (tmp_path / "report.html").read_text()
     assert "diverged" in report.text_table(comparison)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_finished_run_that_predicts_nothing_has_diverged(tmp_path, value):
+    folders = [make_run(tmp_path, "full_softmax"), make_run(tmp_path, "sampled_softmax")]
+    change_result(folders[0], lambda result: result["test"].update(perplexity=value))
+    comparison = comparison_of(folders, "")
+    assert comparison.rows[-1].note == "diverged at step 2,500" and comparison.reference is None
+    assert "diverged at step 2,500" in report.html(comparison)
 
 
 def test_overflowing_validations_do_not_reach_the_figures(tmp_path):
@@ -378,9 +385,9 @@ def test_figures_are_valid_and_their_colours_defined(page):
 
 def test_every_layer_is_told_apart_by_more_than_colour(tmp_path):
     folders = [make_run(tmp_path, f"layer{index}_softmax") for index in range(24)]
-    rows = report.compare(folders, "").rows
-    assert len({(row.colour, row.marker, row.dash) for row in rows}) == 24
-    assert len({(row.marker, row.dash) for row in rows[:6]}) == 6
+    rows = comparison_of(folders, "").rows
+    assert len({row.style for row in rows}) == 24
+    assert len({(row.style.marker, row.style.dash) for row in rows[:6]}) == 6
 
 
 def test_command_line_prints_the_table_and_the_page(tmp_path, capsys, monkeypatch):

@@ -1,0 +1,47 @@
+"""Numbers as people read them. Units stay on the line of their number."""
+
+
+def perplexity(value: float) -> str:
+    """About four figures."""
+    return f"{value:,.1f}" if value < 1000 else f"{value:,.0f}" if value < 1e7 else f"{value:.1e}"
+
+
+def percent(value: float) -> str:
+    """A relative difference."""
+    return f"{100 * value:+.1f}\u00a0%".replace("-", "−")
+
+
+def share(value: float) -> str:
+    """A part of a whole."""
+    return f"{100 * value:.0f}\u00a0%"
+
+
+def times(value: float) -> str:
+    """A ratio."""
+    return f"{value:.1f}×" if value < 10 else f"{value:.0f}×"
+
+
+def whole(value: float) -> str:
+    """A rate."""
+    return f"{value:,.0f}"
+
+
+def count(value: float) -> str:
+    """A number of tokens or parameters."""
+    return f"{value / 1e6:,.2f}\u00a0M" if value >= 1e6 else f"{value:,.0f}"
+
+
+def megabytes(value: float) -> str:
+    """10^6 bytes."""
+    return f"{value / 1e6:,.0f}\u00a0MB"
+
+
+def duration(value: float) -> str:
+    """Seconds, or minutes and seconds."""
+    minutes, seconds = divmod(round(value), 60)
+    return f"{minutes}\u00a0min {seconds}\u00a0s" if minutes else f"{seconds}\u00a0s"
+
+
+def listing(parts: list[str]) -> str:
+    """``a, b and c``."""
+    return ", ".join(parts[:-1]) + " and " + parts[-1] if len(parts) > 1 else parts[0]
