@@ -76,21 +76,21 @@ def test_every_word_keeps_some_mass_however_improbable():
 @for_every_noise
 def test_frequencies_of_independent_draws(noise):
     size = 200_000
-    ids = IndependentNoise(COUNTS, noise, 0.75).draw(size, torch.tensor([0]), generator()).ids
+    ids = IndependentNoise(COUNTS, noise, 0.75, size).draw(torch.tensor([0]), generator()).ids
     q = ops.noise_probability(COUNTS, noise, 0.75)
     assert close_to_its_mean(ids.bincount(minlength=7) / size, q, q * (1 - q), size)
 
 
 @for_every_noise
 def test_independent_draws_know_their_expected_counts(noise):
-    sample = IndependentNoise(COUNTS, noise, 0.75).draw(40, torch.tensor([6, 0]), generator())
+    sample = IndependentNoise(COUNTS, noise, 0.75, 40).draw(torch.tensor([6, 0]), generator())
     expected = (40 * ops.noise_probability(COUNTS, noise, 0.75)).log().float()
     torch.testing.assert_close(sample.log_expected, expected[sample.ids])
     torch.testing.assert_close(sample.target_log_expected, expected[[6, 0]])
 
 
 def test_the_first_draws_are_a_sample_of_their_own():
-    whole = IndependentNoise(COUNTS, "unigram", 1.0).draw(40, torch.tensor([6, 0]), generator())
+    whole = IndependentNoise(COUNTS, "unigram", 1.0, 40).draw(torch.tensor([6, 0]), generator())
     part = whole.first(10)
     expected = (10 * ops.noise_probability(COUNTS, "unigram")).log().float()
     assert torch.equal(part.ids, whole.ids[:10])
@@ -159,7 +159,7 @@ def test_frequencies_of_distinct_draws(noise):
     noise = DistinctNoise(COUNTS, noise, 1.0, count)
     source, drawn = generator(), torch.zeros(7, dtype=torch.long)
     for _ in range(size):
-        drawn[noise.draw(count, torch.tensor([0]), source).ids] += 1
+        drawn[noise.draw(torch.tensor([0]), source).ids] += 1
     assert drawn.sum() == size * count
     inclusion = noise.mass.double() / DRAW
     assert close_to_its_mean(drawn / size, inclusion, inclusion * (1 - inclusion), size)
@@ -169,14 +169,14 @@ def test_all_pairs_can_meet():
     """What a fixed order would lose: neighbours would never be drawn together."""
     noise, source, pairs = DistinctNoise(torch.ones(6), "uniform", 1.0, 2), generator(), set()
     for _ in range(300):
-        pairs.add(tuple(sorted(noise.draw(2, torch.tensor([0]), source).ids.tolist())))
+        pairs.add(tuple(sorted(noise.draw(torch.tensor([0]), source).ids.tolist())))
     assert len(pairs) == 15
 
 
 @for_every_noise
 def test_distinct_draws_know_their_inclusion(noise):
     noise = DistinctNoise(COUNTS, noise, 1.0, 3)
-    sample = noise.draw(3, torch.tensor([6, 0]), generator())
+    sample = noise.draw(torch.tensor([6, 0]), generator())
     expected = (noise.mass.double() / DRAW).log().float()
     torch.testing.assert_close(sample.log_expected, expected[sample.ids])
     torch.testing.assert_close(sample.target_log_expected, expected[[6, 0]])
@@ -190,11 +190,9 @@ def test_more_distinct_draws_than_words_are_an_error():
 # -- as a part of a layer ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("build", [lambda: IndependentNoise(COUNTS, "unigram", 1.0),
+@pytest.mark.parametrize("build", [lambda: IndependentNoise(COUNTS, "unigram", 1.0, 3),
                                    lambda: DistinctNoise(COUNTS, "unigram", 1.0, 3)])  # fmt: skip
 def test_casting_a_layer_does_not_change_its_noise(build):
     target = torch.tensor([1])
-    for one, other in zip(
-        build().draw(3, target, generator()), build().bfloat16().draw(3, target, generator()), strict=True
-    ):
+    for one, other in zip(build().draw(target, generator()), build().bfloat16().draw(target, generator()), strict=True):
         assert torch.equal(one, other)

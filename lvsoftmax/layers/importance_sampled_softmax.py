@@ -85,7 +85,8 @@ class ImportanceSampledSoftmax(DenseOutputLayer):
                 f"max_samples={max_samples}: must be at least samples={samples} and ess_target={ess_target}, which "
                 "it limits; raise it, or set ess_target=null to fix the number of samples"
             )
-        self.noise = IndependentNoise(counts, noise, power)
+        most = self.samples if self.ess_target is None else self.max_samples
+        self.noise = IndependentNoise(counts, noise, power, most)
         self._latest: tuple[Tensor, Sample] | None = None
 
     @torch.no_grad()
@@ -96,8 +97,7 @@ class ImportanceSampledSoftmax(DenseOutputLayer):
         previous: Int[Tensor, "tokens"] | None = None,
     ) -> Sample:
         """Draw words, block by block, until the effective sample size suffices; one host synchronisation per block."""
-        most = self.samples if self.ess_target is None else self.max_samples
-        sample = self.noise.draw(most, target, self.generator(hidden.device))
+        sample = self.noise.draw(target, self.generator(hidden.device))
         if self.ess_target is not None:
             sample = sample.first(self._enough(hidden, sample, self.ess_target))
         self._latest = hidden.detach(), sample

@@ -62,10 +62,8 @@ class SampledSoftmax(DenseOutputLayer):
         super().__init__(hidden_size, counts, bias=bias, sparse=sparse)
         self.samples = sample_count("samples", samples, self.vocab_size)
         self.replacement = replacement
-        if replacement:
-            self.noise = IndependentNoise(counts, noise, power)
-        else:
-            self.noise = DistinctNoise(counts, noise, power, self.samples)
+        kind = IndependentNoise if replacement else DistinctNoise
+        self.noise = kind(counts, noise, power, self.samples)
 
     def draw(
         self,
@@ -74,7 +72,7 @@ class SampledSoftmax(DenseOutputLayer):
         previous: Int[Tensor, "tokens"] | None = None,
     ) -> Sample:
         """Draw K words; ``target_log_expected`` is the log probability that a target is among them."""
-        sample = self.noise.draw(self.samples, target, self.generator(hidden.device))
+        sample = self.noise.draw(target, self.generator(hidden.device))
         if self.replacement:
             return sample._replace(target_log_expected=log_inclusion(sample.target_log_expected, self.samples))
         return sample
