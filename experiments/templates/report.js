@@ -13,6 +13,7 @@
       figure.layout.font.family = getComputedStyle(document.body).fontFamily;
       figure.layout.hoverlabel.font.family = figure.layout.font.family;
       for (const trace of figure.data) trace.visible = !hidden.has(trace.meta);
+      if ("print" in document.documentElement.dataset) figure.layout.width = Math.min(plot.clientWidth, 680);  // A4
       Plotly.react(plot, figure.data, figure.layout, { responsive: true, displayModeBar: false });
     }
   };
