@@ -11,6 +11,7 @@ from cases import CASES, COUNTS, Batch, assert_close, randomise
 import lvsoftmax.permuted
 from lvsoftmax.layer import OutputLayer
 from lvsoftmax.layers.full_softmax import FullSoftmax
+from lvsoftmax.ops.noise import Sample
 from lvsoftmax.permuted import Permuted
 
 LAYERS = [case for case in CASES if not case.option]
@@ -60,7 +61,6 @@ def test_every_method_speaks_ids(case):
         assert torch.equal(permuted.sample(hidden, temperature), expected)
     assert_close(permuted.log_partition(hidden), layer.log_partition(hidden), 0.0)
     assert permuted.diagnostics() == layer.diagnostics()
-    assert permuted.learning_rate_scale == layer.learning_rate_scale
     assert permuted.full_support == layer.full_support
     assert permuted.generator_state().keys() == layer.generator_state().keys()
     try:
@@ -70,6 +70,28 @@ def test_every_method_speaks_ids(case):
             permuted.embed(ids[None])
     else:
         assert torch.equal(permuted.embed(ids[None]), table)
+
+
+class Bigram(OutputLayer):
+    """Predicts from the word before alone, to see which id arrives."""
+
+    def log_prob(self, hidden):
+        return hidden.new_full((len(hidden), self.vocab_size), 1 / self.vocab_size).log()
+
+    def draw(self, hidden, target, previous=None):
+        return Sample(previous, previous.float(), target.float())
+
+    def forward(self, hidden, target, previous=None, sample=None):
+        return (100 * previous + target).float()
+
+
+def test_the_word_before_is_translated_too():
+    permuted = Permuted(Bigram(2, torch.tensor([3, 2, 1])), torch.tensor([2, 0, 1]))
+    hidden, target, previous = torch.zeros(3, 2), torch.tensor([0, 1, 2]), torch.tensor([1, 2, 0])
+    expected = torch.tensor([2.0, 100.0, 201.0])
+    assert torch.equal(permuted(hidden, target, previous), expected)
+    assert permuted.loss(hidden, target, torch.ones(3), previous) == expected.sum()
+    assert permuted.draw(hidden, target, previous).ids.tolist() == [0, 1, 2]
 
 
 def test_no_method_of_the_interface_is_forgotten():
