@@ -53,7 +53,7 @@ class SampledSoftmax(DenseOutputLayer):
         counts: Tensor,
         *,
         samples: int | float = 0.05,
-        noise: NoiseName = "log_uniform",
+        noise: NoiseName = "unigram",
         power: float = 1.0,
         replacement: bool = False,
         bias: bool = True,
