@@ -43,11 +43,12 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
     model = build_model(config, torch.from_numpy(corpus.vocabulary.counts)).to(device)
     output = model.output
     optim = config["optim"]
-    rates = learning_rates(optim, output.learning_rate_scale)
+    rate = optim["learning_rate"]
+    output_rate = rate if optim["output_learning_rate"] is None else optim["output_learning_rate"]
     rest = [parameter for name, parameter in model.named_parameters() if not name.startswith("output.")]
     parameters = [*rest, *output.parameters()]
-    groups = [{"params": rest, "lr": rates[0]}, {"params": list(output.parameters()), "lr": rates[1]}]
-    optimiser = build(optim["method"], [group for group in groups if group["params"]], lr=rates[0])
+    groups = [{"params": rest, "lr": rate}, {"params": list(output.parameters()), "lr": output_rate}]
+    optimiser = build(optim["method"], [group for group in groups if group["params"]], lr=rate)
     base_rates = [group["lr"] for group in optimiser.param_groups]
 
     batch, start_id = config["batch"], corpus.vocabulary.eos
@@ -288,12 +289,6 @@ def find_device(name: str) -> torch.device:
 def autocast(config: dict[str, Any], device: torch.device) -> torch.autocast:
     """Return the context that runs matrix products in bf16 when the configuration asks for it."""
     return torch.autocast(device.type, torch.bfloat16, enabled=config["precision"] == "bf16")
-
-
-def learning_rates(optim: dict[str, Any], scale: float) -> tuple[float, float]:
-    """Return the rate of embedding and backbone, and that of the output layer."""
-    rate, own = optim["learning_rate"], optim["output_learning_rate"]
-    return rate, rate * scale if own is None else own
 
 
 def spent(budget: dict[str, Any], *, tokens: float, epochs: float, seconds: float, **_: Any) -> float:

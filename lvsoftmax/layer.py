@@ -37,9 +37,6 @@ class OutputLayer(nn.Module, ABC):
     full_support: bool = True
     """False when probabilities may be exactly zero (sparsemax, entmax)."""
 
-    learning_rate_scale: float = 1.0
-    """Factor on the global learning rate for this layer's parameters, unless the user sets their rate."""
-
     def __init__(self, hidden_size: int, counts: Tensor) -> None:
         super().__init__()
         check_counts(counts)

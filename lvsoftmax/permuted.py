@@ -40,7 +40,6 @@ class Permuted(OutputLayer):
             raise ValueError(f"order must hold every rank 0 ... {layer.vocab_size - 1} once; give the rank of every id")
         self.layer = layer
         self.full_support = layer.full_support
-        self.learning_rate_scale = layer.learning_rate_scale
         self.register_buffer("order", order.long())
 
     @classmethod

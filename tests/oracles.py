@@ -31,12 +31,12 @@ def full_softmax(layer, hidden: np.ndarray) -> np.ndarray:
 
 def hierarchical_softmax(layer, hidden: np.ndarray) -> np.ndarray:
     """Morin & Bengio 2005, section 3: the decisions on the way from each word up to the root, one by one."""
-    weight, bias = array(layer.weight), array(layer.bias)
+    weight, bias, pace = array(layer.weight), array(layer.bias), array(layer.pace)
     log_prob = np.zeros((len(hidden), layer.vocab_size))
     for word, branch in enumerate(layer.word_branch.tolist()):
         while branch >= 0:
             node, side = divmod(branch, 2)
-            score = hidden @ weight[node] + bias[node]
+            score = pace[node] * (hidden @ weight[node] + bias[node])
             log_prob[:, word] -= np.logaddexp(0, score if side else -score)
             branch = int(layer.node_branch[node])
     return log_prob

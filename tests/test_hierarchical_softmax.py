@@ -150,6 +150,7 @@ def test_a_step_costs_the_logarithm_of_the_vocabulary():
 def test_sure_decisions_keep_their_digits(score):
     """``1 - sigmoid(20)`` is 0 in float32."""
     layer = HierarchicalSoftmax(1, torch.tensor([1, 1]), sparse=False)
+    layer.pace.fill_(1)
     for word, sign in zip(layer.word_branch.argsort().tolist(), (1, -1), strict=True):
         layer.weight.data.fill_(sign * score)
         hidden = torch.ones(1, 1, requires_grad=True)
@@ -172,7 +173,7 @@ def test_any_tree_loads_into_any_instance(tree):
         loaded.load_state_dict(saved.state_dict())
         assert torch.equal(loaded.log_prob(hidden), saved.log_prob(hidden))
         assert torch.equal(loaded.nll(hidden, target), saved.nll(hidden, target))
-    assert set(saved.state_dict()) == {"weight", "bias", "node_branch", "word_branch"}
+    assert set(saved.state_dict()) == {"weight", "bias", "pace", "node_branch", "word_branch"}
     again = pickle.loads(pickle.dumps(saved))
     again.load_state_dict(saved.state_dict())
     assert torch.equal(again.log_prob(hidden), saved.log_prob(hidden))

@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from lvsoftmax.ops.partition import balanced_tree, bands, clustered_tree, huffman_tree, levels, log_odds
+from lvsoftmax.ops.partition import balanced_tree, bands, clustered_tree, huffman_tree, levels, log_odds, paces
 
 RNG = np.random.default_rng(7)
 
@@ -123,6 +123,18 @@ def test_log_odds_are_those_of_the_raised_counts_below(counts):
             for node, side in path(tree, word):
                 mass[node, side] += count + 1
         np.testing.assert_allclose(log_odds(tree, counts), np.log(mass[:, 0] / mass[:, 1]), atol=1e-12, err_msg=name)
+
+
+@for_all_counts
+def test_paces_make_every_node_as_slow_as_the_most_frequent_word(counts):
+    for name, tree in trees(counts).items():
+        mass = np.zeros(len(counts) - 1)
+        for word, count in enumerate(counts):
+            for node, _ in path(tree, word):
+                mass[node] += count + 1
+        largest = max(counts) + 1
+        pace = paces(tree, np.asarray(counts))
+        np.testing.assert_allclose(pace**2 * mass, np.minimum(mass, largest), rtol=1e-12, err_msg=name)
 
 
 # -- Huffman ----------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from wandb.proto import wandb_internal_pb2
 
 from experiments.cli import compose_config, guarded
 from experiments.evaluate import evaluate_run
-from experiments.train import learning_rates, main, spent, train
+from experiments.train import main, spent, train
 from lvsoftmax import runs
 from lvsoftmax.data.batches import ContiguousBatches
 from lvsoftmax.evaluate import evaluate
@@ -363,5 +363,3 @@ def test_the_first_budget_reached_ends_the_run():
     budget = {"epochs": 10, "tokens": 1000, "seconds": None}
     assert spent(budget, tokens=500, epochs=1, seconds=1e9) == 0.5
     assert spent(budget, tokens=10, epochs=9, seconds=0) == 0.9
-    assert learning_rates({"learning_rate": 2.0, "output_learning_rate": None}, 0.25) == (2.0, 0.5)
-    assert learning_rates({"learning_rate": 2.0, "output_learning_rate": 3.0}, 0.25) == (2.0, 3.0)

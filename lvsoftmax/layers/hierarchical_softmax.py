@@ -14,7 +14,7 @@ from lvsoftmax.ops.path_nll import path_nll, tree_log_prob
 
 
 class HierarchicalSoftmax(OutputLayer):
-    """A word is a path: ``p(w | h) = product over nodes n on the path to w of sigmoid(+-(w_n . h + b_n))``.
+    """A word is a path: ``p(w | h) = product over nodes n on the path to w of sigmoid(+-c_n (w_n . h + b_n))``.
 
     The sign tells the two branches of a node apart. The V words are the leaves of a binary tree, so there are V - 1
     nodes. The tree is fixed:
@@ -25,9 +25,13 @@ class HierarchicalSoftmax(OutputLayer):
     - ``clustered``: recursive two-means on given word vectors, so that words near in meaning share a path, each cut
       halving the mass, so that paths are about as short as Huffman's.
 
+    The fixed pace ``c_n = min(1, sqrt(mass of the most frequent word / mass under n))`` lets a tree train at the
+    learning rate of a full softmax. Every token trains the root, and at a rate that suits the rows of a softmax table
+    the top of a plain tree diverges. The step of gradient descent on ``c_n w_n`` is ``c_n^2`` times that without
+    ``c_n``: no node moves faster than the most frequent word's row would. What the layer can represent is unchanged.
+
     Weights start uniform in ``+-1/sqrt(D)``, a node's bias at the log odds of the counts (each raised by one) under its
-    branches, so that the biases alone are the smoothed unigram distribution. The root learns from every token, unlike
-    any row of a softmax table, hence the reduced learning rate.
+    branches, so that the biases alone are the smoothed unigram distribution.
 
     Cost per token: ``6 D l`` FLOPs for a training step, for a path of ``l`` nodes (expected: the unigram entropy in
     bits, about 10 at V = 33,000, to which ``huffman`` adds less than one); ``2 D V`` for all log-probabilities.
@@ -35,7 +39,8 @@ class HierarchicalSoftmax(OutputLayer):
     Reference: Morin & Bengio 2005, Hierarchical Probabilistic Neural Network Language Model, section 3 (their scores
     have a hidden layer that sees a node embedding; here, as in Mnih & Hinton 2009, A Scalable Hierarchical Distributed
     Language Model, section 4, a node has a vector and a bias); Huffman tree: Mikolov et al. 2013, Distributed
-    Representations of Words and Phrases, equation 3, where nodes have no bias.
+    Representations of Words and Phrases, equation 3, where nodes have no bias. The pace is in
+    neither.
 
     Args:
         hidden_size: D.
@@ -49,8 +54,7 @@ class HierarchicalSoftmax(OutputLayer):
         ValueError: ``tree`` is unknown, or ``clustered`` and there are no usable ``embeddings``.
     """
 
-    learning_rate_scale = 0.1
-
+    pace: Tensor
     node_branch: Tensor
     word_branch: Tensor
     level_sizes: list[tuple[int, int]]
@@ -85,13 +89,15 @@ class HierarchicalSoftmax(OutputLayer):
         self.register_buffer("word_branch", torch.from_numpy(built.word_branch))
         self.register_load_state_dict_post_hook(_lay_out)
         _lay_out(self)
+        pace = torch.from_numpy(partition.paces(built, count)).float()
+        self.register_buffer("pace", pace)
         self.weight = nn.Parameter(torch.empty(self.vocab_size - 1, hidden_size))
-        self.bias = nn.Parameter(torch.from_numpy(partition.log_odds(built, count)).float())
+        self.bias = nn.Parameter(torch.from_numpy(partition.log_odds(built, count)).float() / pace)
         nn.init.uniform_(self.weight, -1 / math.sqrt(hidden_size), 1 / math.sqrt(hidden_size))
 
     def log_prob(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens vocab"]:
         """Score every node by one product, then pass down the tree."""
-        score = torch.addmm(self.bias[:, None], self.weight, hidden.T)
+        score = self.pace[:, None] * torch.addmm(self.bias[:, None], self.weight, hidden.T)
         return tree_log_prob(score, self.level_sizes, self.node_position, self.leaf_position, self.word_leaf)
 
     def nll(self, hidden: Float[Tensor, "tokens hidden"], target: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
@@ -100,6 +106,7 @@ class HierarchicalSoftmax(OutputLayer):
             hidden,
             self.weight,
             self.bias,
+            self.pace,
             self.node_branch,
             self.word_branch,
             len(self.level_sizes),

@@ -140,12 +140,24 @@ def levels(tree: Tree) -> Levels:
 
 def log_odds(tree: Tree, counts: np.ndarray) -> np.ndarray:
     """Return ``log(mass under branch 0 / mass under branch 1)`` of every node, each count raised by one."""
+    mass = branch_mass(tree, counts)
+    return np.log(mass[::2]) - np.log(mass[1::2])
+
+
+def paces(tree: Tree, counts: np.ndarray) -> np.ndarray:
+    """Return ``min(1, sqrt(mass of the most frequent word / mass under the node))`` of every node."""
+    mass = branch_mass(tree, counts).reshape(-1, 2).sum(1)
+    return np.sqrt(np.minimum(1, (np.max(counts) + 1) / mass))
+
+
+def branch_mass(tree: Tree, counts: np.ndarray) -> np.ndarray:
+    """Return the sum of the counts, each raised by one, of the words under every branch."""
     mass = np.empty(2 * len(tree.node_branch))
     mass[tree.word_branch] = np.asarray(counts, np.float64) + 1
     bounds = _level_bounds(tree)
     for first, last in zip(bounds[-2:0:-1], bounds[:1:-1], strict=True):
         mass[tree.node_branch[first:last]] = mass[2 * first : 2 * last].reshape(-1, 2).sum(1)
-    return np.log(mass[::2]) - np.log(mass[1::2])
+    return mass
 
 
 def bands(

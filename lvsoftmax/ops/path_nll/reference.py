@@ -2,7 +2,8 @@
 
 Letters: N tokens, D hidden, V words, M = V - 1 nodes, L depth of the tree, P pairs of a token and a node on its
 target's path, U distinct nodes among the pairs. Of the branches of node ``n``, ``2 n`` is taken with probability
-``sigmoid(score[n])`` and ``2 n + 1`` with ``sigmoid(-score[n])``. See README.md beside this file for the derivation.
+``sigmoid(score[n])`` and ``2 n + 1`` with ``sigmoid(-score[n])``, where ``score = pace (weight . hidden + bias)``. See
+README.md beside this file for the derivation.
 """
 
 import torch
@@ -17,6 +18,7 @@ def path_nll(
     hidden_ND: Tensor,
     weight_MD: Tensor,
     bias_M: Tensor,
+    pace_M: Tensor,
     node_branch_M: Tensor,
     word_branch_V: Tensor,
     depth: int,
@@ -32,8 +34,8 @@ def path_nll(
     """
     branch_NL = _paths(node_branch_M, word_branch_V, depth, target_N)
     if torch.compiler.is_compiling() and not sparse:
-        return _padded(hidden_ND, weight_MD, bias_M, branch_NL)
-    return _ragged(hidden_ND, weight_MD, bias_M, branch_NL, sparse)
+        return _padded(hidden_ND, weight_MD, bias_M, pace_M, branch_NL)
+    return _ragged(hidden_ND, weight_MD, bias_M, pace_M, branch_NL, sparse)
 
 
 def tree_log_prob(
@@ -75,17 +77,20 @@ def _paths(node_branch_M: Tensor, word_branch_V: Tensor, depth: int, target_N: T
     return torch.stack(path, 1)
 
 
-def _padded(hidden_ND: Tensor, weight_MD: Tensor, bias_M: Tensor, branch_NL: Tensor) -> Tensor:
+def _padded(hidden_ND: Tensor, weight_MD: Tensor, bias_M: Tensor, pace_M: Tensor, branch_NL: Tensor) -> Tensor:
     """Gather ``[N, L, D]``, which a compiler fuses with the product."""
     node_NL = (branch_NL >> 1).clamp(min=0)
-    score_NL = (upcast(weight_MD[node_NL]) * upcast(hidden_ND)[:, None]).sum(2) + upcast(bias_M[node_NL])
+    product_NL = (upcast(weight_MD[node_NL]) * upcast(hidden_ND)[:, None]).sum(2)
+    score_NL = pace_M[node_NL] * (product_NL + upcast(bias_M[node_NL]))
     nll_NL = F.softplus(torch.where(branch_NL % 2 == 0, -score_NL, score_NL))
     return torch.where(branch_NL < 0, 0.0, nll_NL).sum(1)
 
 
 @torch.compiler.disable()
-def _ragged(hidden_ND: Tensor, weight_MD: Tensor, bias_M: Tensor, branch_NL: Tensor, sparse: bool) -> Tensor:
-    return _Ragged.apply(hidden_ND, weight_MD, bias_M, branch_NL, sparse)
+def _ragged(
+    hidden_ND: Tensor, weight_MD: Tensor, bias_M: Tensor, pace_M: Tensor, branch_NL: Tensor, sparse: bool
+) -> Tensor:
+    return _Ragged.apply(hidden_ND, weight_MD, bias_M, pace_M, branch_NL, sparse)
 
 
 class _Ragged(torch.autograd.Function):
@@ -97,7 +102,7 @@ class _Ragged(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden_ND, weight_MD, bias_M, branch_NL, sparse):
+    def forward(ctx, hidden_ND, weight_MD, bias_M, pace_M, branch_NL, sparse):
         on_path_NL = branch_NL >= 0
         token_P, step_P = on_path_NL.nonzero(as_tuple=True)
         branch_P = branch_NL[token_P, step_P].long()
@@ -108,9 +113,10 @@ class _Ragged(torch.autograd.Function):
             table_ND, table_MD, node_P, bag_N, token_P, mode=0
         )
         # what a decision lacks to certainty, sigmoid(-x), keeps its digits where 1 - sigmoid(x) loses them
-        confidence_P = sign_P * (score_P + bias_M[node_P])
+        pace_P = sign_P * pace_M[node_P]
+        confidence_P = pace_P * (score_P + bias_M[node_P])
         ctx.save_for_backward(
-            hidden_ND, weight_MD, bias_M, node_P, token_P, bag_N, -sign_P * torch.sigmoid(-confidence_P)
+            hidden_ND, weight_MD, bias_M, node_P, token_P, bag_N, -pace_P * torch.sigmoid(-confidence_P)
         )
         ctx.sparse = sparse
         return table_ND.new_zeros(len(hidden_ND)).index_add_(0, token_P, F.softplus(-confidence_P))
@@ -139,7 +145,7 @@ class _Ragged(torch.autograd.Function):
                 one_N1 = gradient_P.new_ones(len(hidden_ND), 1)
                 sum_U = _bag_sums(one_N1, token_P, bag_U, gradient_P).squeeze(1).to(bias_M.dtype)
                 grad_bias = _spread(sum_U, node_U, bias_M)
-        return grad_hidden_ND, grad_weight, grad_bias, None, None
+        return grad_hidden_ND, grad_weight, grad_bias, None, None, None
 
 
 def _bag_sums(table: Tensor, row_P: Tensor, bag: Tensor, factor_P: Tensor) -> Tensor:
