@@ -16,7 +16,7 @@ def upcast(x: Tensor) -> Tensor:
 def product_dtype(hidden: Tensor) -> torch.dtype:
     """Precision of a matrix product with ``hidden``: autocast's where it is on, otherwise that of ``hidden``.
 
-    Needed inside ``autograd.Function``s, which autocast does not reach. float64 is never reduced.
+    Needed by ``autograd.Function``s, whose backward pass autocast does not reach. float64 is never reduced.
     """
     device = hidden.device.type
     if hidden.dtype != torch.float64 and torch.is_autocast_enabled(device):
