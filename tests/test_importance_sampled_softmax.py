@@ -52,8 +52,11 @@ def test_the_target_is_not_in_the_sum():
 @pytest.mark.parametrize("ess_target", [4, 10, 25])
 def test_draws_grow_by_blocks_until_enough_are_effective(ess_target):
     layer, hidden, target = setting(samples=5, ess_target=ess_target, max_samples=1000)
-    ids = layer.draw(hidden, target).ids
+    ids, log_expected, target_log_expected = layer.draw(hidden, target)
     assert len(ids) % 5 == 0
+    expected_count = len(ids) * layer.noise.mass / layer.noise.mass.sum()
+    torch.testing.assert_close(log_expected.exp(), expected_count[ids])
+    torch.testing.assert_close(target_log_expected.exp(), expected_count[target])
     assert effective(layer, hidden, ids) >= ess_target
     assert len(ids) == 5 or effective(layer, hidden, ids[:-5]) < ess_target
 
