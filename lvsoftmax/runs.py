@@ -199,7 +199,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "dirty": bool(_git("status", "--porcelain")),
         "python": platform.python_version(),
         "versions": versions,
-        "command": sys.argv,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
