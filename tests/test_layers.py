@@ -202,6 +202,8 @@ def test_every_token_has_its_own_upstream(case):
     value = layer(batch.hidden, batch.target, batch.previous, sample)
     assert value.shape == (7,)
     one_by_one = [gradients(value, one, layer, batch.hidden) for one in torch.eye(7, dtype=torch.float64)]
+    for token, gradient in enumerate(one_by_one):
+        assert gradient["input 0"].any(1).nonzero().flatten().tolist() == [token]
     expected = {
         name: sum(factor * gradient[name] for factor, gradient in zip(batch.upstream, one_by_one, strict=True))
         for name in one_by_one[0]
