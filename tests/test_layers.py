@@ -340,15 +340,21 @@ def test_bfloat16_touches_products_only(case, hidden_dtype):
     with torch.autocast("cpu", torch.bfloat16):
         values, slopes = results(layer, batch.hidden.to(hidden_dtype))
     true_values, true_slopes = results(copy.deepcopy(layer).double(), batch.hidden.double())
-    rounded = copy.deepcopy(layer).bfloat16().double()
+    rounded = copy.deepcopy(layer).double()
+    with torch.no_grad():
+        for parameter in rounded.parameters():
+            if parameter.ndim > 1:  # biases are no operands of a product
+                parameter.copy_(parameter.bfloat16())
     rounded_values, rounded_slopes = results(rounded, batch.hidden.bfloat16().double())
     for name, value in values.items():
         assert value.dtype == torch.float32, name
         error = (value - true_values[name]).abs().mean()
         # errors of single tokens cancel in the loss by luck, so it is held to those of its terms
         reference = "forward" if name == "loss" else name
-        unavoidable = (rounded_values[reference] - true_values[reference]).abs().mean()
-        assert error <= 2 * unavoidable + 1e-3, f"{name}: {error:.1e}, of which {unavoidable:.1e} from the operands"
+        allowed = 2 * (rounded_values[reference] - true_values[reference]).abs().mean() + 1e-4
+        if name == "log_prob":  # PyTorch's own linear layer rounds its result, bias included
+            allowed += 2**-9 * true_values[name].abs().mean()
+        assert error <= allowed, f"{name}: off by {error:.1e}, more than {allowed:.1e}"
     for name, slope in slopes.items():
         error, unavoidable = ((x - true_slopes[name]).norm() for x in (slope, rounded_slopes[name]))
         assert error <= 2 * unavoidable + 1e-2 * true_slopes[name].norm(), f"gradient of {name}: {error:.1e}"
