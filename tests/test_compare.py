@@ -75,7 +75,8 @@ def test_a_study_trains_every_layer_and_seed_once_and_reports(words, trained, mo
     page = tmp_path / "outputs" / "compare" / "smoke" / "report.html"
     assert out.rstrip().endswith(str(page)) and page.exists()
     assert (page.parent / "results.csv").exists() and (page.parent / "perplexity.svg").exists()
-    assert "[4/4] sampled_softmax, seed 2: test perplexity" in out and "(unigram)" in out
+    assert "[4/4] sampled_softmax, seed 2: test perplexity" in out, out
+    assert "Unigram frequencies" in out, out
     config = yaml.safe_load(next((tmp_path / "outputs" / "text").glob("full*seed2*/config.yaml")).read_text())
     assert config["budget"]["tokens"] == 400 and config["wandb"]["group"] == "smoke"
 

@@ -72,8 +72,13 @@ def test_every_method_speaks_ids(case):
         assert torch.equal(permuted.embed(ids[None]), table)
 
 
-class Bigram(OutputLayer):
-    """Predicts from the word before alone, to see which id arrives."""
+class Recorder(OutputLayer):
+    """Shows which ids arrive."""
+
+    observed = None
+
+    def observe(self, target):
+        self.observed = target
 
     def log_prob(self, hidden):
         return hidden.new_full((len(hidden), self.vocab_size), 1 / self.vocab_size).log()
@@ -85,13 +90,15 @@ class Bigram(OutputLayer):
         return (100 * previous + target).float()
 
 
-def test_the_word_before_is_translated_too():
-    permuted = Permuted(Bigram(2, torch.tensor([3, 2, 1])), torch.tensor([2, 0, 1]))
+def test_words_that_only_some_layers_look_at_are_translated_too():
+    permuted = Permuted(Recorder(2, torch.tensor([3, 2, 1])), torch.tensor([2, 0, 1]))
     hidden, target, previous = torch.zeros(3, 2), torch.tensor([0, 1, 2]), torch.tensor([1, 2, 0])
     expected = torch.tensor([2.0, 100.0, 201.0])
     assert torch.equal(permuted(hidden, target, previous), expected)
     assert permuted.loss(hidden, target, torch.ones(3), previous) == expected.sum()
     assert permuted.draw(hidden, target, previous).ids.tolist() == [0, 1, 2]
+    permuted.observe(torch.tensor([[0, 1], [1, 2]]))
+    assert permuted.layer.observed.tolist() == [[2, 0], [0, 1]]
 
 
 def test_no_method_of_the_interface_is_forgotten():
@@ -136,6 +143,7 @@ def test_random_streams_are_the_layers():
     layer = FullSoftmax(4, COUNTS)
     permuted = Permuted(layer, torch.arange(97))
     hidden = torch.randn(50, 4)
+    assert permuted.generator(hidden.device) is layer.generator(hidden.device)
     permuted.sample(hidden)
     state = permuted.generator_state()
     expected = permuted.sample(hidden)

@@ -66,7 +66,7 @@ def test_a_call_draws_anew_and_a_given_sample_is_kept():
     layer, hidden, target = setting(samples=4)
     sample = layer.draw(hidden, target)
     assert torch.equal(layer(hidden, target, None, sample), layer(hidden, target, None, sample))
-    assert not torch.equal(layer(hidden, target), layer(hidden, target))
+    assert len({tuple(layer(hidden, target).tolist()) for _ in range(20)}) > 1
 
 
 def test_no_gradient_leaves_the_rows_of_targets_and_draws():
