@@ -224,9 +224,10 @@ def test_clusters_share_a_subtree():
 
 def test_means_find_the_clusters_that_an_outlier_hides():
     """The first direction points to the outlier, along which the two clusters overlap."""
+    rng = np.random.default_rng(0)
     cluster = np.repeat([-1.0, 1.0], 64)
-    vectors = np.stack([cluster + 0.1 * RNG.normal(size=128), RNG.normal(size=128)], 1)
-    vectors[-1] = [4.0, 9.0]
+    vectors = np.stack([cluster + 0.1 * rng.normal(size=128), 0.5 * rng.normal(size=128)], 1)
+    vectors[-1] = [4.0, 12.0]
     tree = clustered_tree(vectors, np.full(128, 10))
     side = np.array([path(tree, word)[-1][1] for word in range(128)])
     assert np.array_equal(side, cluster > 0) or np.array_equal(side, cluster < 0)
