@@ -9,7 +9,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -78,9 +78,10 @@ def check_overrides(config_name: str, words: list[str]) -> None:
 
 def chosen_names(override: Override) -> list[str]:
     """Return the choices that an override of a group names; none for a glob, which matches what there is."""
-    if override.is_sweep_override():
-        return [str(value) for value in override.sweep_string_iterator()] if override.is_choice_sweep() else []
-    return [str(override.value())]
+    chosen = override.value()
+    if isinstance(chosen, ChoiceSweep):
+        return [str(value) for value in chosen.list]
+    return [] if override.is_sweep_override() else [str(chosen)]
 
 
 def field_names(config: DictConfig, prefix: str = "") -> Iterable[str]:
