@@ -1,4 +1,5 @@
 import csv
+import html
 import html.parser
 import json
 import math
@@ -23,7 +24,11 @@ def names(comparison):
 
 
 def test_same_folders_give_the_same_bytes(tmp_path):
-    folders = quick_study(tmp_path / "runs")
+    folders = quick_study(tmp_path / "runs") + [
+        make_run(tmp_path / "runs", "full_softmax", seed=2),
+        make_run(tmp_path / "runs", "sampled_softmax", corpus="ptb"),
+        make_run(tmp_path / "runs", "sampled_softmax", digits="f", optim={"learning_rate": 0.2}, perplexity=200.0),
+    ]
     report.write(folders, tmp_path / "one", "Study")
     report.write(folders[::-1] + folders[:1], tmp_path / "two", "Study")
     for name in ("report.html", "results.csv", "perplexity.svg"):
@@ -176,6 +181,10 @@ def words_for_numbers(folder):
     change_result(folder, lambda result: result["valid"].update(perplexity="high"))
 
 
+def words_for_a_count(folder):
+    change_result(folder, lambda result: result["train"].update(tokens="many"))
+
+
 def result_is_a_list(folder):
     (folder / "result.json").write_text("[]")
 
@@ -215,6 +224,7 @@ FAULTS = {
     half_a_result: "damaged",
     result_without_memory: "damaged",
     words_for_numbers: "damaged",
+    words_for_a_count: "damaged: train_tokens is 'many'",
     result_is_a_list: "damaged",
     binary_config: "damaged",
     config_of_something_else: "damaged",
@@ -233,7 +243,7 @@ def test_faulty_folders_are_left_out_by_name(tmp_path, fault):
     ((name, reason),) = comparison.left_out
     assert name == "sotu/full_softmax-lstm-seed1-0123abcd" and FAULTS[fault] in reason and "\n" not in reason
     page = report.html(comparison)
-    assert name in page and FAULTS[fault] in page
+    assert name in page and html.escape(FAULTS[fault]).replace("&#x27;", "&#39;") in page
 
 
 def test_a_run_is_not_averaged_with_one_under_other_settings(tmp_path):
