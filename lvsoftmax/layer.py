@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from lvsoftmax.noise import Noise
 from lvsoftmax.ops.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_loss
 from lvsoftmax.ops.noise import Sample
 from lvsoftmax.ops.softmax import gumbel_argmax, log_softmax, logsumexp
@@ -189,9 +190,13 @@ class DenseOutputLayer(OutputLayer):
         sparse: row-sparse gradients of the table and the bias, for objectives that touch few rows.
     """
 
+    noise: Noise | None
+    """Where an objective draws words from: set by the constructors of those that do."""
+
     def __init__(self, hidden_size: int, counts: Tensor, *, bias: bool = True, sparse: bool = False) -> None:
         super().__init__(hidden_size, counts)
         self.sparse = sparse
+        self.noise = None
         self.weight = nn.Parameter(torch.empty(self.vocab_size, hidden_size))
         self.bias = nn.Parameter(unigram_log_prob(counts)) if bias else None
         nn.init.uniform_(self.weight, -1 / math.sqrt(hidden_size), 1 / math.sqrt(hidden_size))
@@ -234,6 +239,27 @@ class DenseOutputLayer(OutputLayer):
     def log_partition(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens"] | None:
         """Return the log-sum-exp of the logits, under the default hook."""
         return logsumexp(self.logits(hidden), dim=1) if self._normalises_by_softmax() else None
+
+    def draw(
+        self,
+        hidden: Float[Tensor, "tokens hidden"],
+        target: Int[Tensor, "tokens"],
+        previous: Int[Tensor, "tokens"] | None = None,
+    ) -> Sample | None:
+        """Draw words from the layer's noise."""
+        if self.noise is None:
+            return None
+        return self.noise.draw(hidden.detach(), target, previous, self.generator(hidden.device))
+
+    def observe(self, target: Int[Tensor, "..."]) -> None:
+        """Show the noise what is coming."""
+        if self.noise is not None:
+            self.noise.observe(target)
+
+    def refresh(self) -> None:
+        """Let the noise follow the table."""
+        if self.noise is not None:
+            self.noise.refresh(self.weight.detach(), None if self.bias is None else self.bias.detach())
 
     def embed(self, ids: Int[Tensor, "..."]) -> Float[Tensor, "... hidden"]:
         """Look ``ids`` up in the table."""

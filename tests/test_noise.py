@@ -4,11 +4,13 @@ import math
 import pytest
 import torch
 
-from lvsoftmax.noise import DistinctNoise, IndependentNoise
+from lvsoftmax.noise.distinct import DistinctNoise
+from lvsoftmax.noise.independent import IndependentNoise
 from lvsoftmax.ops import noise as ops
 from lvsoftmax.ops.noise import COLUMN, DRAW
 
 COUNTS = torch.tensor([50, 20, 9, 9, 4, 1, 0])
+NO_HIDDEN = torch.empty(0)  # fixed distributions look at no hidden vector
 NOISES = ["uniform", "log_uniform", "unigram"]
 for_every_noise = pytest.mark.parametrize("noise", NOISES)
 
@@ -76,21 +78,21 @@ def test_every_word_keeps_some_mass_however_improbable():
 @for_every_noise
 def test_frequencies_of_independent_draws(noise):
     size = 200_000
-    ids = IndependentNoise(COUNTS, noise, 0.75, size).draw(torch.tensor([0]), generator()).ids
+    ids = IndependentNoise(COUNTS, noise, 0.75, size).draw(NO_HIDDEN, torch.tensor([0]), None, generator()).ids
     q = ops.noise_probability(COUNTS, noise, 0.75)
     assert close_to_its_mean(ids.bincount(minlength=7) / size, q, q * (1 - q), size)
 
 
 @for_every_noise
 def test_independent_draws_know_their_expected_counts(noise):
-    sample = IndependentNoise(COUNTS, noise, 0.75, 40).draw(torch.tensor([6, 0]), generator())
+    sample = IndependentNoise(COUNTS, noise, 0.75, 40).draw(NO_HIDDEN, torch.tensor([6, 0]), None, generator())
     expected = (40 * ops.noise_probability(COUNTS, noise, 0.75)).log().float()
     torch.testing.assert_close(sample.log_expected, expected[sample.ids])
     torch.testing.assert_close(sample.target_log_expected, expected[[6, 0]])
 
 
 def test_the_first_draws_are_a_sample_of_their_own():
-    whole = IndependentNoise(COUNTS, "unigram", 1.0, 40).draw(torch.tensor([6, 0]), generator())
+    whole = IndependentNoise(COUNTS, "unigram", 1.0, 40).draw(NO_HIDDEN, torch.tensor([6, 0]), None, generator())
     part = whole.first(10)
     expected = (10 * ops.noise_probability(COUNTS, "unigram")).log().float()
     assert torch.equal(part.ids, whole.ids[:10])
@@ -159,7 +161,7 @@ def test_frequencies_of_distinct_draws(noise):
     noise = DistinctNoise(COUNTS, noise, 1.0, count)
     source, drawn = generator(), torch.zeros(7, dtype=torch.long)
     for _ in range(size):
-        drawn[noise.draw(torch.tensor([0]), source).ids] += 1
+        drawn[noise.draw(NO_HIDDEN, torch.tensor([0]), None, source).ids] += 1
     assert drawn.sum() == size * count
     inclusion = noise.mass.double() / DRAW
     assert close_to_its_mean(drawn / size, inclusion, inclusion * (1 - inclusion), size)
@@ -169,14 +171,14 @@ def test_all_pairs_can_meet():
     """What a fixed order would lose: neighbours would never be drawn together."""
     noise, source, pairs = DistinctNoise(torch.ones(6), "uniform", 1.0, 2), generator(), set()
     for _ in range(300):
-        pairs.add(tuple(sorted(noise.draw(torch.tensor([0]), source).ids.tolist())))
+        pairs.add(tuple(sorted(noise.draw(NO_HIDDEN, torch.tensor([0]), None, source).ids.tolist())))
     assert len(pairs) == 15
 
 
 @for_every_noise
 def test_distinct_draws_know_their_inclusion(noise):
     noise = DistinctNoise(COUNTS, noise, 1.0, 3)
-    sample = noise.draw(torch.tensor([6, 0]), generator())
+    sample = noise.draw(NO_HIDDEN, torch.tensor([6, 0]), None, generator())
     expected = (noise.mass.double() / DRAW).log().float()
     torch.testing.assert_close(sample.log_expected, expected[sample.ids])
     torch.testing.assert_close(sample.target_log_expected, expected[[6, 0]])
@@ -194,5 +196,6 @@ def test_more_distinct_draws_than_words_are_an_error():
                                    lambda: DistinctNoise(COUNTS, "unigram", 1.0, 3)])  # fmt: skip
 def test_casting_a_layer_does_not_change_its_noise(build):
     target = torch.tensor([1])
-    for one, other in zip(build().draw(target, generator()), build().bfloat16().draw(target, generator()), strict=True):
+    samples = [noise.draw(NO_HIDDEN, target, None, generator()) for noise in (build(), build().bfloat16())]
+    for one, other in zip(*samples, strict=True):
         assert torch.equal(one, other)

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lvsoftmax.layer import DenseOutputLayer
-from lvsoftmax.noise import IndependentNoise
+from lvsoftmax.noise import make_noise
 from lvsoftmax.ops.linear_cross_entropy.sampled import importance_sampling_loss
 from lvsoftmax.ops.noise import Sample, sample_count
 from lvsoftmax.ops.objectives import (
@@ -86,7 +86,7 @@ class ImportanceSampledSoftmax(DenseOutputLayer):
                 "it limits; raise it, or set ess_target=null to fix the number of samples"
             )
         most = self.samples if self.ess_target is None else self.max_samples
-        self.noise = IndependentNoise(counts, noise, power, most)
+        self.noise = make_noise(noise, counts, most, power=power)
         self._latest: tuple[Tensor, Sample] | None = None
 
     @torch.no_grad()
@@ -97,7 +97,8 @@ class ImportanceSampledSoftmax(DenseOutputLayer):
         previous: Int[Tensor, "tokens"] | None = None,
     ) -> Sample:
         """Draw words, block by block, until the effective sample size suffices; one host synchronisation per block."""
-        sample = self.noise.draw(target, self.generator(hidden.device))
+        sample = super().draw(hidden, target, previous)
+        assert sample is not None
         if self.ess_target is not None:
             sample = sample.first(self._enough(hidden, sample, self.ess_target))
         self._latest = hidden.detach(), sample
@@ -111,7 +112,7 @@ class ImportanceSampledSoftmax(DenseOutputLayer):
         sample: Sample | None = None,
     ) -> Float[Tensor, "tokens"]:
         """Return the estimate of the negative log-likelihood; it may be negative."""
-        ids, log_expected, _ = self.draw(hidden, target) if sample is None else sample
+        ids, log_expected, _ = self.draw(hidden, target, previous) if sample is None else sample
         target_logit, logit = candidate_logits(hidden, self.weight, self.bias, target, ids, sparse=self.sparse)
         return importance_sampling(target_logit, logit, log_expected)
 
@@ -124,7 +125,7 @@ class ImportanceSampledSoftmax(DenseOutputLayer):
         sample: Sample | None = None,
     ) -> Float[Tensor, ""]:
         """Return ``sum(weight * forward)``, its gradients computed on the way, without ``[tokens, samples]``."""
-        ids, log_expected, _ = self.draw(hidden, target) if sample is None else sample
+        ids, log_expected, _ = self.draw(hidden, target, previous) if sample is None else sample
         rows = candidate_rows(self.weight, self.bias, target, ids, sparse=self.sparse)
         target_row, row, target_bias, bias = rows
         target_logit = (hidden * target_row).sum(1) + target_bias

@@ -4,9 +4,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lvsoftmax.layer import DenseOutputLayer
-from lvsoftmax.noise import DistinctNoise, IndependentNoise
+from lvsoftmax.noise import NoiseName, make_noise
 from lvsoftmax.ops.linear_cross_entropy.sampled import sampled_softmax_loss
-from lvsoftmax.ops.noise import NoiseName, Sample, log_inclusion, sample_count
+from lvsoftmax.ops.noise import Sample, log_inclusion, sample_count
 from lvsoftmax.ops.objectives import candidate_logits, candidate_rows, sampled_softmax
 
 
@@ -62,8 +62,7 @@ class SampledSoftmax(DenseOutputLayer):
         super().__init__(hidden_size, counts, bias=bias, sparse=sparse)
         self.samples = sample_count("samples", samples, self.vocab_size)
         self.replacement = replacement
-        kind = IndependentNoise if replacement else DistinctNoise
-        self.noise = kind(counts, noise, power, self.samples)
+        self.noise = make_noise(noise, counts, self.samples, power=power, replacement=replacement)
 
     def draw(
         self,
@@ -72,7 +71,8 @@ class SampledSoftmax(DenseOutputLayer):
         previous: Int[Tensor, "tokens"] | None = None,
     ) -> Sample:
         """Draw K words; ``target_log_expected`` is the log probability that a target is among them."""
-        sample = self.noise.draw(target, self.generator(hidden.device))
+        sample = super().draw(hidden, target, previous)
+        assert sample is not None
         if self.replacement:
             return sample._replace(target_log_expected=log_inclusion(sample.target_log_expected, self.samples))
         return sample
@@ -85,7 +85,7 @@ class SampledSoftmax(DenseOutputLayer):
         sample: Sample | None = None,
     ) -> Float[Tensor, "tokens"]:
         """Return the cross-entropy among the target and the drawn words."""
-        ids, log_expected, target_log_expected = self.draw(hidden, target) if sample is None else sample
+        ids, log_expected, target_log_expected = self.draw(hidden, target, previous) if sample is None else sample
         target_logit, logit = candidate_logits(hidden, self.weight, self.bias, target, ids, sparse=self.sparse)
         return sampled_softmax(target_logit, logit, target_log_expected, log_expected, target[:, None] == ids)
 
@@ -98,7 +98,7 @@ class SampledSoftmax(DenseOutputLayer):
         sample: Sample | None = None,
     ) -> Float[Tensor, ""]:
         """Return ``sum(weight * forward)``, its gradients computed on the way, without ``[tokens, samples]``."""
-        ids, log_expected, target_log_expected = self.draw(hidden, target) if sample is None else sample
+        ids, log_expected, target_log_expected = self.draw(hidden, target, previous) if sample is None else sample
         rows = candidate_rows(self.weight, self.bias, target, ids, sparse=self.sparse)
         target_row, row, target_bias, bias = rows
         target_logit = (hidden * target_row).sum(1) + target_bias - target_log_expected

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-NoiseName = Literal["uniform", "log_uniform", "unigram"]
+FixedNoiseName = Literal["uniform", "log_uniform", "unigram"]
 
 COLUMN = 2**32  # units of probability in one column of an alias table: V * COLUMN fits int64 up to V = 2e9
 DRAW = 2**40  # units of one draw in an inclusion table: K * DRAW fits int64 up to K = 8e6
@@ -24,8 +24,8 @@ class Sample(NamedTuple):
     the log inclusion probability without.
     """
 
-    ids: Tensor  # [K] shared by all tokens
-    log_expected: Tensor  # [K] of the drawn words
+    ids: Tensor  # [K] shared by all tokens, or [tokens, K]
+    log_expected: Tensor  # of the drawn words, in the shape of ids
     target_log_expected: Tensor  # [tokens] of the targets
 
     def first(self, count: int) -> "Sample":
@@ -42,7 +42,7 @@ class AliasTable(NamedTuple):
     alias: Tensor  # [V]
 
 
-def noise_probability(counts: Tensor, noise: NoiseName, power: float = 1.0) -> Tensor:
+def noise_probability(counts: Tensor, noise: FixedNoiseName, power: float = 1.0) -> Tensor:
     """Return ``q [V]``, float64, summing to one and positive everywhere.
 
     ``q(r) ~ weight(r) ** power`` where the weight of the word of rank ``r`` (from 0) is

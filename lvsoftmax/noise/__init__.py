@@ -1,0 +1,52 @@
+"""Noise as a part of a layer: a module per distribution, tables in persistent buffers, draws on their device."""
+
+from typing import Literal, Protocol, runtime_checkable
+
+from torch import Generator, Tensor
+
+from lvsoftmax.noise.distinct import DistinctNoise
+from lvsoftmax.noise.independent import IndependentNoise
+from lvsoftmax.ops.noise import Sample
+
+NoiseName = Literal["uniform", "log_uniform", "unigram"]
+
+
+@runtime_checkable
+class Noise(Protocol):
+    """A distribution over words to draw from, which may depend on the context or follow the layer's table.
+
+    A module that keeps what it draws from in persistent buffers. ``observe`` and ``refresh`` are the only methods that
+    change them.
+    """
+
+    count: int
+    """K, words per draw (per token where the draws are a token's own)."""
+
+    def draw(self, hidden: Tensor, target: Tensor, previous: Tensor | None, generator: Generator) -> Sample:
+        """Draw words: ``[K]`` shared by the tokens, or ``[tokens, K]``, with the log of their expected counts."""
+        ...
+
+    def observe(self, target: Tensor) -> None:
+        """Take note of a stretch of coming training targets."""
+        ...
+
+    def refresh(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Follow the layer's table."""
+        ...
+
+
+def make_noise(noise: NoiseName, counts: Tensor, count: int, *, power: float = 1.0, replacement: bool = True) -> Noise:
+    """Build the noise of a name.
+
+    Args:
+        noise: the distribution's name.
+        counts: ``[vocab]`` training frequency of each word.
+        count: K, words per draw.
+        power: exponent of the distribution's weights.
+        replacement: whether a word may be drawn more than once.
+
+    Raises:
+        ValueError: the noise cannot be had with these arguments.
+    """
+    kind = IndependentNoise if replacement else DistinctNoise
+    return kind(counts, noise, power, count)

@@ -1,0 +1,38 @@
+"""Draws with replacement from a fixed distribution."""
+
+from torch import Generator, Tensor, nn
+
+from lvsoftmax.ops import noise as ops
+from lvsoftmax.ops.noise import FixedNoiseName, Sample
+
+
+class IndependentNoise(nn.Module):
+    """Draws K words for all tokens, with replacement, from a fixed distribution; O(K), see :mod:`lvsoftmax.ops.noise`.
+
+    Args:
+        counts: ``[vocab]`` training frequency of each word.
+        noise: the distribution's name.
+        power: exponent of the distribution's weights.
+        count: K, words per draw.
+    """
+
+    mass: Tensor
+    threshold: Tensor
+    alias: Tensor
+
+    def __init__(self, counts: Tensor, noise: FixedNoiseName, power: float, count: int) -> None:
+        super().__init__()
+        self.count = count
+        for name, column in ops.alias_table(ops.noise_probability(counts, noise, power))._asdict().items():
+            self.register_buffer(name, column)
+
+    def draw(self, hidden: Tensor, target: Tensor, previous: Tensor | None, generator: Generator) -> Sample:
+        """Draw ``[K]`` words; ``log_expected`` is ``log(K q)``."""
+        ids = ops.draw_independent(ops.AliasTable(self.mass, self.threshold, self.alias), self.count, generator)
+        return Sample(ids, *(ops.log_expected_count(self.mass, words, self.count) for words in (ids, target)))
+
+    def observe(self, target: Tensor) -> None:
+        """Nothing: the distribution is fixed."""
+
+    def refresh(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Nothing: the distribution is fixed."""
