@@ -5,7 +5,7 @@ READY := .venv/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install compare train test lint format clean
+.PHONY: help install compare train test catalogue lint format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,9 @@ train: $(READY)  ## train one model (ARGS='output=sampled_softmax data=sotu seed
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -n auto -q $(ARGS)
+
+catalogue: $(READY)  ## write the README's table of output layers from their docstrings
+	$(BIN)/python -m experiments.catalogue
 
 lint: $(READY)  ## check style, formatting and types
 	$(BIN)/ruff check .

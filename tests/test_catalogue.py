@@ -1,0 +1,35 @@
+import inspect
+
+import pytest
+from cases import CASES, Case
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+
+from experiments import catalogue
+
+YAMLS = [case for case in CASES if not case.option]
+
+
+@pytest.mark.parametrize("case", YAMLS, ids=str)
+def test_every_cell_says_something(case: Case):
+    row = catalogue.row(catalogue.CONFIGS / "output" / f"{case.name}.yaml")
+    name, options, trained_on, cost, sources = (cell.strip() for cell in row.replace("\\|", "/").split("|")[1:-1])
+    assert name.startswith(f"`{case.name}`: ") and len(name) > len(case.name) + 10
+    assert all(f"`{option}`" in options for option in case.parameters if literal(case, option))
+    assert trained_on and cost and sources
+
+
+def literal(case: Case, option: str) -> bool:
+    hints = inspect.get_annotations(case.layer_class.__init__)
+    return bool(list(catalogue.names_in(hints[option])))
+
+
+def test_a_surrogate_is_called_one():
+    for case in YAMLS:
+        layer = get_class(OmegaConf.load(catalogue.CONFIGS / "output" / f"{case.name}.yaml")["_target_"])
+        assert (catalogue.trained_on(layer) == "its likelihood") == ("forward" not in vars(layer))
+
+
+def test_authors_are_shortened():
+    assert catalogue.shortened("Mikolov, Sutskever & Chen") == "Mikolov et al."
+    assert catalogue.shortened("Mnih & Teh,") == "Mnih & Teh"
