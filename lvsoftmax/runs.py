@@ -1,11 +1,13 @@
 """A run's folder: what was asked, where it ran, what came out, and enough to go on after a kill.
 
 ``config.yaml`` (resolved), ``environment.json``, ``vocabulary.tsv``, ``metrics.jsonl``, ``checkpoints/last.pt`` and,
-last of all, ``result.json``: its existence means done.
+last of all, ``result.json``: its existence means done. Statistics of the training text that the output layer asked for
+are in ``statistics/``, so that the model can be built again without the text.
 """
 
 import hashlib
 import importlib
+import io
 import json
 import os
 import platform
@@ -20,11 +22,15 @@ import numpy as np
 import torch
 import yaml
 
+from lvsoftmax.data.statistics import STATISTICS
 from lvsoftmax.data.vocabulary import Vocabulary
 from lvsoftmax.models.language_model import LanguageModel
 
 DECISIVE = ("output", "model", "optim", "schedule", "seed", "precision", "batch", "evaluate")
 """Fields that decide a run's numbers, beside its corpus (and its budget where the schedule follows it)."""
+
+FROM_TEXT = "text"
+"""What a field of the output layer says to be given the statistic of the training text that has the field's name."""
 
 
 def build(config: Mapping[str, Any], *args: Any, **extra: Any) -> Any:
@@ -95,7 +101,13 @@ class RunFolder:
         file = self.path / "result.json"
         return json.loads(file.read_text()) if file.exists() else None
 
-    def start(self, config: Mapping[str, Any], vocabulary: Vocabulary, device: torch.device) -> None:
+    def start(
+        self,
+        config: Mapping[str, Any],
+        vocabulary: Vocabulary,
+        statistics: Mapping[str, np.ndarray],
+        device: torch.device,
+    ) -> None:
         """Write what is known before the first step, and clear what a killed process left half-written."""
         (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
         for leftover in self.path.rglob("*.part"):
@@ -105,6 +117,11 @@ class RunFolder:
         self._write("config.yaml", yaml.safe_dump(dict(config), sort_keys=False).encode())
         rows = zip(vocabulary.words, vocabulary.counts.tolist(), strict=True)
         self._write("vocabulary.tsv", "".join(f"{word}\t{count}\n" for word, count in rows).encode())
+        for name, values in statistics.items():
+            (self.path / "statistics").mkdir(exist_ok=True)
+            content = io.BytesIO()
+            np.save(content, values)
+            self._write(f"statistics/{name}.npy", content.getbuffer())
 
     def log(self, **values: Any) -> None:
         """Append one line to ``metrics.jsonl``."""
@@ -137,25 +154,46 @@ class RunFolder:
         """Write ``result.json``: the run is done."""
         self._write("result.json", json.dumps(result, indent=1).encode())
 
-    def _write(self, name: str, content: bytes) -> None:
+    def _write(self, name: str, content: bytes | memoryview) -> None:
         part = self.path / f"{name}.part"
         part.write_bytes(content)
         part.replace(self.path / name)
 
 
-def build_model(config: Mapping[str, Any], counts: torch.Tensor) -> LanguageModel:
+def asked_of_text(config: Mapping[str, Any]) -> list[str]:
+    """Return the names of the statistics of the training text that a configuration's output layer asks for.
+
+    Raises:
+        ValueError: there is no statistic of a field's name.
+    """
+    names = [name for name, value in config["output"].items() if value == FROM_TEXT]
+    for name in names:
+        if name not in STATISTICS:
+            raise ValueError(f"output.{name}={FROM_TEXT}: a text can give {' and '.join(STATISTICS)}, nothing else")
+    return names
+
+
+def build_model(
+    config: Mapping[str, Any], counts: torch.Tensor, statistics: Mapping[str, np.ndarray] | None = None
+) -> LanguageModel:
     """Build the language model of a configuration over a vocabulary with these counts.
 
     Backbone and output layer are initialised from streams of their own, so that two models which differ in the output
     layer start with the same backbone.
+
+    Args:
+        config: of the run.
+        counts: ``[vocab]`` of the words, non-increasing.
+        statistics: of the training text, those that :func:`asked_of_text` names.
     """
     seed = config["seed"]
     model = dict(config["model"])
+    given = {name: torch.from_numpy(values) for name, values in (statistics or {}).items()}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(seed, "backbone"))
         backbone = build(model.pop("backbone"))
         torch.manual_seed(stream(seed, "output"))
-        output = build(config["output"], backbone.hidden_size, counts)
+        output = build({**config["output"], **given}, backbone.hidden_size, counts)
         torch.manual_seed(stream(seed, "embedding"))
         return LanguageModel(backbone, output, **model)
 
@@ -175,7 +213,9 @@ def load(folder: str | Path) -> LanguageModel:
     checkpoint = folder / "checkpoints" / "last.pt"
     if not checkpoint.exists():
         raise FileNotFoundError(f"{folder} holds no run with a checkpoint (checkpoints/last.pt)")
-    model = build_model(load_config(folder), torch.from_numpy(load_vocabulary(folder).counts))
+    config = load_config(folder)
+    statistics = {name: np.load(folder / "statistics" / f"{name}.npy") for name in asked_of_text(config)}
+    model = build_model(config, torch.from_numpy(load_vocabulary(folder).counts), statistics)
     model.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["model"])
     return model.eval()
 

@@ -20,7 +20,9 @@ from experiments.evaluate import evaluate_run
 from experiments.train import main, spent, train
 from lvsoftmax import runs
 from lvsoftmax.data.batches import ContiguousBatches
+from lvsoftmax.data.statistics import bigrams, word_vectors
 from lvsoftmax.evaluate import evaluate
+from lvsoftmax.layers.hierarchical_softmax import HierarchicalSoftmax
 
 TIME_FIELDS = ("seconds", "tokens_per_second", "output_share", "peak_bytes")
 
@@ -114,6 +116,21 @@ def test_a_loaded_model_evaluates_to_the_result(overrides):
     again = evaluate(model, batches, counts=torch.from_numpy(corpus.vocabulary.counts))
     assert again["nll"] == result["test"]["nll"]
     assert runs.load_vocabulary(folder).words == corpus.vocabulary.words
+
+
+def test_a_layer_gets_what_it_asks_of_the_text_and_the_run_keeps_it(overrides, tmp_path):
+    words = ["output=hierarchical_softmax", "output.tree=clustered", "output.embeddings=text", "budget.epochs=1"]
+    result = train(config(overrides, *words, f"run.dir={tmp_path}/run"))
+    corpus = runs.build(runs.load_config(tmp_path / "run")["data"])
+    counts = torch.from_numpy(corpus.vocabulary.counts)
+    vectors = np.load(tmp_path / "run" / "statistics" / "embeddings.npy")
+    np.testing.assert_array_equal(vectors, word_vectors(bigrams(corpus.train, len(counts)), len(counts)))
+    given = HierarchicalSoftmax(16, counts, tree="clustered", embeddings=torch.from_numpy(vectors))
+    loaded = runs.load(tmp_path / "run")
+    assert torch.equal(loaded.output.word_branch, given.word_branch)
+    batches = ContiguousBatches(corpus.test, 16, 64, start=corpus.vocabulary.eos, complete=True)
+    assert evaluate(loaded, batches, counts=counts)["nll"] == result["test"]["nll"]
+    assert not list(tmp_path.rglob("*.part"))
 
 
 def test_evaluating_a_run_on_its_test_text_however_given(overrides, text, tmp_path):
@@ -326,6 +343,7 @@ def test_sweeps_do_not_collide(overrides, tmp_path):
         (["budgets.epochs=3"], "budgets.epochs: no such field; did you mean budget.epochs?"),
         (["seed=x=,"], "error"),
         (["precision=fp16"], "precision=fp16: choose fp32 or bf16"),
+        (["output.bias=text"], "output.bias=text: a text can give bigrams and embeddings, nothing else"),
         (["device=cuda:7"], "device=cuda:7 is not there; choose one of auto, cpu"),
         (["batch.size=100000"], "does not fill one batch"),
         (["batch.length=0"], "batch.length=0: must be a positive number"),

@@ -3,6 +3,7 @@
 An encoded corpus is a folder of the cache: ``words.txt``, ``counts.npy`` and ``train.npy``, ``valid.npy``,
 ``test.npy``, which are memory-mapped. The folder is named by a digest of the text and the options it came from, is
 written under a temporary name and renamed when complete, so that a killed process leaves nothing that is ever read.
+Statistics of the training text join it when they are first asked for, each in the same way.
 """
 
 import bz2
@@ -26,11 +27,13 @@ from typing import Any, final
 import numpy as np
 from jaxtyping import Int32
 
+from lvsoftmax.data.statistics import STATISTICS
 from lvsoftmax.data.vocabulary import EOS, Interner, Vocabulary, rank
 
 SPLITS = ("train", "valid", "test")
 SUFFIXES = ("", ".gz", ".bz2", ".xz", ".zst")
 _FORMAT = 1  # of the cache; raise it when the same text and options come to be encoded differently
+_STATISTICS_FORMAT = 1  # raise it when the same text comes to have other statistics
 _BLOCK = 1 << 20  # bytes read, or ids mapped, at a time
 _ABANDONED_SECONDS = 24 * 3600  # after which a temporary folder of the cache belongs to a process that was killed
 
@@ -49,6 +52,7 @@ class Corpus:
         train: ``[tokens]`` word ids, memory-mapped; likewise ``valid`` and ``test``.
         digest: hexadecimal digest of the words, counts and ids, whatever files they came from.
         source: the known source of synthetic text, None for any other.
+        folder: where it is kept encoded, None for a text in memory only.
 
     Raises:
         ValueError: a text holds ids outside ``[0, vocab)``.
@@ -61,6 +65,7 @@ class Corpus:
     test: Int32[np.ndarray, "test_tokens"]
     digest: str
     source: Any = None
+    folder: Path | None = None
 
     def __post_init__(self) -> None:
         for split in SPLITS:
@@ -70,6 +75,18 @@ class Corpus:
                     f"{split} text of corpus {self.name} has word ids from {ids.min()} to {ids.max()}, outside "
                     f"[0, {len(self.vocabulary)}); encode it with its own vocabulary, or delete its cache folder"
                 )
+
+    def statistic(self, name: str) -> np.ndarray:
+        """Return a statistic of the training text (see :mod:`lvsoftmax.data.statistics`), computed once and kept."""
+        file = None if self.folder is None else self.folder / f"{name}-{_STATISTICS_FORMAT}.npy"
+        if file is not None and file.is_file():
+            return np.load(file)
+        found = STATISTICS[name](self.train, len(self.vocabulary))
+        if file is not None:
+            partial = file.with_name(f".{uuid.uuid4().hex}.npy")
+            np.save(partial, found)
+            partial.replace(file)
+        return found
 
 
 def load_folder(*, name: str, path: str, homepage: str, min_count: int, max_size: int | None, cache: str) -> Corpus:
@@ -427,4 +444,4 @@ def open_corpus(name: str, folder: Path, source: Any = None) -> Corpus:
     words = (folder / "words.txt").read_text("utf-8").split("\n")
     vocabulary = Vocabulary(words, np.load(folder / "counts.npy"))
     train, valid, test = (np.load(folder / f"{split}.npy", mmap_mode="r") for split in SPLITS)
-    return Corpus(name, vocabulary, train, valid, test, (folder / "digest").read_text("ascii"), source)
+    return Corpus(name, vocabulary, train, valid, test, (folder / "digest").read_text("ascii"), source, folder)
