@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 
+from lvsoftmax.noise import make_noise
 from lvsoftmax.noise.distinct import DistinctNoise
 from lvsoftmax.noise.independent import IndependentNoise
 from lvsoftmax.ops import noise as ops
@@ -83,6 +84,19 @@ def test_frequencies_of_independent_draws(noise):
     assert close_to_its_mean(ids.bincount(minlength=7) / size, q, q * (1 - q), size)
 
 
+def test_every_token_draws_for_itself():
+    noise = IndependentNoise(COUNTS, "unigram", 0.75, 40_000, per_token=True)
+    target = torch.tensor([6, 0])
+    ids, log_expected, target_log_expected = noise.draw(NO_HIDDEN, target, None, generator())
+    assert ids.shape == (2, 40_000) and not torch.equal(ids[0], ids[1])
+    q = ops.noise_probability(COUNTS, "unigram", 0.75)
+    for row in ids:
+        assert close_to_its_mean(row.bincount(minlength=7) / 40_000, q, q * (1 - q), 40_000)
+    expected = (40_000 * q).log().float()
+    torch.testing.assert_close(log_expected, expected[ids])
+    torch.testing.assert_close(target_log_expected, expected[target])
+
+
 @for_every_noise
 def test_independent_draws_know_their_expected_counts(noise):
     sample = IndependentNoise(COUNTS, noise, 0.75, 40).draw(NO_HIDDEN, torch.tensor([6, 0]), None, generator())
@@ -91,11 +105,13 @@ def test_independent_draws_know_their_expected_counts(noise):
     torch.testing.assert_close(sample.target_log_expected, expected[[6, 0]])
 
 
-def test_the_first_draws_are_a_sample_of_their_own():
-    whole = IndependentNoise(COUNTS, "unigram", 1.0, 40).draw(NO_HIDDEN, torch.tensor([6, 0]), None, generator())
+@pytest.mark.parametrize("per_token", [False, True])
+def test_the_first_draws_are_a_sample_of_their_own(per_token):
+    noise = IndependentNoise(COUNTS, "unigram", 1.0, 40, per_token=per_token)
+    whole = noise.draw(NO_HIDDEN, torch.tensor([6, 0]), None, generator())
     part = whole.first(10)
     expected = (10 * ops.noise_probability(COUNTS, "unigram")).log().float()
-    assert torch.equal(part.ids, whole.ids[:10])
+    assert torch.equal(part.ids, whole.ids[..., :10])
     torch.testing.assert_close(part.log_expected, expected[part.ids])
     torch.testing.assert_close(part.target_log_expected, expected[[6, 0]])
 
@@ -187,6 +203,11 @@ def test_distinct_draws_know_their_inclusion(noise):
 def test_more_distinct_draws_than_words_are_an_error():
     with pytest.raises(ValueError, match="samples=8: more than the 7 words .* replacement=true"):
         DistinctNoise(COUNTS, "unigram", 1.0, 8)
+
+
+def test_words_of_a_tokens_own_are_drawn_with_replacement():
+    with pytest.raises(ValueError, match="replacement=False: .* set replacement=true"):
+        make_noise("unigram", COUNTS, 3, replacement=False, per_token=True)
 
 
 # -- as a part of a layer ---------------------------------------------------------------------------------------------

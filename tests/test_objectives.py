@@ -36,6 +36,16 @@ def test_candidate_logits_are_those_of_the_full_product():
         torch.testing.assert_close(logit, logits[:, ids])
 
 
+def test_candidate_logits_of_a_tokens_own_words_are_those_of_the_full_product():
+    hidden, weight, bias = torch.randn(N, D), torch.randn(V, D), torch.randn(V)
+    target, ids = toy()[0], torch.randint(V, (N, K))
+    for b in (bias, None):
+        logits = torch.nn.functional.linear(hidden, weight, b)
+        target_logit, logit = candidate_logits(hidden, weight, b, target, ids, sparse=False)
+        torch.testing.assert_close(target_logit, logits[range(N), target])
+        torch.testing.assert_close(logit, logits.gather(1, ids))
+
+
 def test_sparse_gradients_have_the_rows_of_targets_and_draws_only():
     hidden = torch.randn(N, D)
     weight, bias = torch.randn(V, D, requires_grad=True), torch.randn(V, requires_grad=True)
@@ -54,6 +64,20 @@ def test_sampled_softmax_equals_its_formula():
         *(x.numpy() for x in (target, ids, target_logit, logit, target_log_expected, log_expected))
     )
     np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-12)
+
+
+def test_objectives_of_a_tokens_own_words_are_those_of_shared_ones_token_by_token():
+    target, _, target_logit, logit, target_log_expected, _ = toy()
+    ids, log_expected = torch.randint(V, (N, K)), torch.randn(N, K, dtype=torch.float64)
+    hit = target[:, None] == ids
+    assert hit.any()
+    softmax = sampled_softmax(target_logit, logit, target_log_expected, log_expected, hit)
+    importance = importance_sampling(target_logit, logit, log_expected)
+    for n in range(N):
+        own, shared = slice(n, n + 1), (target_logit[n : n + 1], logit[n : n + 1])
+        alone = sampled_softmax(*shared, target_log_expected[own], log_expected[n], target[own, None] == ids[n])
+        torch.testing.assert_close(softmax[own], alone)
+        torch.testing.assert_close(importance[own], importance_sampling(*shared, log_expected[n]))
 
 
 def test_sampled_softmax_without_anything_to_compare_with_is_zero():
@@ -139,7 +163,7 @@ def test_the_bias_of_importance_sampling_falls_as_one_over_the_draws():
     for count in COUNTS_OF_DRAWS:
         errors = []
         for _ in range(repeats // 2000):
-            ids = ops.draw_independent(table, 2000 * count, source).view(2000, count)
+            ids = ops.draw_independent(table, (2000, count), source)
             log_expected = (count * context.q).log()[ids]
             derivative = context.derivative(importance_sampling, ids, log_expected)
             errors.append(derivative - context.exact - context.noise_of_first_order(ids, log_expected))

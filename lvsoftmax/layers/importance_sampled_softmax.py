@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lvsoftmax.layer import DenseOutputLayer
 from lvsoftmax.noise import make_noise
+from lvsoftmax.ops.gather_dot import gather_dot
 from lvsoftmax.ops.linear_cross_entropy.sampled import importance_sampling_loss
 from lvsoftmax.ops.noise import Sample, sample_count
 from lvsoftmax.ops.objectives import (
@@ -125,7 +126,10 @@ class ImportanceSampledSoftmax(DenseOutputLayer):
         sample: Sample | None = None,
     ) -> Float[Tensor, ""]:
         """Return ``sum(weight * forward)``, its gradients computed on the way, without ``[tokens, samples]``."""
-        ids, log_expected, _ = self.draw(hidden, target, previous) if sample is None else sample
+        sample = self.draw(hidden, target, previous) if sample is None else sample
+        ids, log_expected, _ = sample
+        if ids.ndim == 2:
+            return super().loss(hidden, target, weight, previous, sample)
         rows = candidate_rows(self.weight, self.bias, target, ids, sparse=self.sparse)
         target_row, row, target_bias, bias = rows
         target_logit = (hidden * target_row).sum(1) + target_bias
@@ -137,21 +141,24 @@ class ImportanceSampledSoftmax(DenseOutputLayer):
             return {}
         hidden, sample = self._latest
         effective = effective_sample_size(self._log_weight_sums(hidden, sample.ids, sample.log_expected)).mean()
-        return {"samples": float(len(sample.ids)), "effective_sample_size": effective.item()}
+        return {"samples": float(sample.ids.shape[-1]), "effective_sample_size": effective.item()}
 
     def _enough(self, hidden: Tensor, sample: Sample, ess_target: int) -> int:
         """How many of the draws, in whole blocks, bring the mean effective sample size to its target."""
         count, log_sums = 0, torch.tensor(-torch.inf, device=hidden.device)
         for ids, log_expected in zip(
-            sample.ids.split(self.samples), sample.log_expected.split(self.samples), strict=True
+            sample.ids.split(self.samples, -1), sample.log_expected.split(self.samples, -1), strict=True
         ):
             log_sums = torch.logaddexp(log_sums, self._log_weight_sums(hidden, ids, log_expected))
-            count += len(ids)
+            count += ids.shape[-1]
             if effective_sample_size(log_sums).mean() >= ess_target:
                 break
         return count
 
     @torch.no_grad()
     def _log_weight_sums(self, hidden: Tensor, ids: Tensor, log_expected: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias[ids]
-        return log_weight_sums(F.linear(hidden, self.weight[ids], bias), log_expected)
+        if ids.ndim == 2:
+            logit = gather_dot(hidden, self.weight, self.bias, ids, sparse=self.sparse)
+        else:
+            logit = F.linear(hidden, self.weight[ids], None if self.bias is None else self.bias[ids])
+        return log_weight_sums(logit, log_expected)

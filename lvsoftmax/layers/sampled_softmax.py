@@ -98,7 +98,10 @@ class SampledSoftmax(DenseOutputLayer):
         sample: Sample | None = None,
     ) -> Float[Tensor, ""]:
         """Return ``sum(weight * forward)``, its gradients computed on the way, without ``[tokens, samples]``."""
-        ids, log_expected, target_log_expected = self.draw(hidden, target, previous) if sample is None else sample
+        sample = self.draw(hidden, target, previous) if sample is None else sample
+        ids, log_expected, target_log_expected = sample
+        if ids.ndim == 2:
+            return super().loss(hidden, target, weight, previous, sample)
         rows = candidate_rows(self.weight, self.bias, target, ids, sparse=self.sparse)
         target_row, row, target_bias, bias = rows
         target_logit = (hidden * target_row).sum(1) + target_bias - target_log_expected

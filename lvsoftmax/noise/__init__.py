@@ -35,7 +35,15 @@ class Noise(Protocol):
         ...
 
 
-def make_noise(noise: NoiseName, counts: Tensor, count: int, *, power: float = 1.0, replacement: bool = True) -> Noise:
+def make_noise(
+    noise: NoiseName,
+    counts: Tensor,
+    count: int,
+    *,
+    power: float = 1.0,
+    replacement: bool = True,
+    per_token: bool = False,
+) -> Noise:
     """Build the noise of a name.
 
     Args:
@@ -44,9 +52,13 @@ def make_noise(noise: NoiseName, counts: Tensor, count: int, *, power: float = 1
         count: K, words per draw.
         power: exponent of the distribution's weights.
         replacement: whether a word may be drawn more than once.
+        per_token: whether every token draws words of its own; otherwise all share them.
 
     Raises:
         ValueError: the noise cannot be had with these arguments.
     """
-    kind = IndependentNoise if replacement else DistinctNoise
-    return kind(counts, noise, power, count)
+    if replacement:
+        return IndependentNoise(counts, noise, power, count, per_token=per_token)
+    if per_token:
+        raise ValueError("replacement=False: words of a token's own are drawn with replacement; set replacement=true")
+    return DistinctNoise(counts, noise, power, count)

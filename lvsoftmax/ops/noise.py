@@ -6,6 +6,7 @@ devices without float64 can draw from a million words.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -30,8 +31,8 @@ class Sample(NamedTuple):
 
     def first(self, count: int) -> "Sample":
         """Return the first ``count`` of these draws with replacement, as if no more had been drawn."""
-        shift = math.log(count / len(self.ids))
-        return Sample(self.ids[:count], self.log_expected[:count] + shift, self.target_log_expected + shift)
+        shift = math.log(count / self.ids.shape[-1])
+        return Sample(self.ids[..., :count], self.log_expected[..., :count] + shift, self.target_log_expected + shift)
 
 
 class AliasTable(NamedTuple):
@@ -106,11 +107,11 @@ def alias_table(probability_V: Tensor) -> AliasTable:
     return AliasTable(mass_V, threshold_V, alias_V)
 
 
-def draw_independent(table: AliasTable, count: int, generator: torch.Generator) -> Tensor:
-    """Draw ``[count]`` ids with replacement, in O(count)."""
+def draw_independent(table: AliasTable, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Draw ids with replacement, in O(1) each."""
     device = table.mass.device
-    column = torch.randint(len(table.mass), (count,), generator=generator, device=device)
-    height = torch.randint(COLUMN, (count,), generator=generator, device=device)
+    column = torch.randint(len(table.mass), shape, generator=generator, device=device)
+    height = torch.randint(COLUMN, shape, generator=generator, device=device)
     return torch.where(height < table.threshold[column], column, table.alias[column])
 
 

@@ -1,12 +1,14 @@
 """Training objectives that look at few words, from their logits.
 
-Letters: N tokens, D hidden, V words, K drawn words shared by the tokens. Values are in nats, in float32 at least.
+Letters: N tokens, D hidden, V words, K drawn words. What belongs to the drawn words is ``[K]`` where all tokens share
+them and ``[N, K]`` where a token has its own. Values are in nats, in float32 at least.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lvsoftmax.ops.gather_dot import gather_dot
 from lvsoftmax.ops.numerics import upcast
 
 
@@ -19,7 +21,7 @@ def candidate_rows(
         weight_VD: the table.
         bias_V: one number per word, or None for zeros.
         target_N: each token's word.
-        ids_K: drawn words.
+        ids_K: drawn words, shared by the tokens.
         sparse: whether the gradients of table and bias are row-sparse (COO).
 
     Returns:
@@ -34,16 +36,23 @@ def candidate_rows(
 
 
 def candidate_logits(
-    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, target_N: Tensor, ids_K: Tensor, *, sparse: bool
+    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, target_N: Tensor, ids: Tensor, *, sparse: bool
 ) -> tuple[Tensor, Tensor]:
-    """Return the logits ``[N]`` of the targets and ``[N, K]`` of the drawn words, from ``candidate_rows``."""
-    rows = candidate_rows(weight_VD, bias_V, target_N, ids_K, sparse=sparse)
+    """Return the logits ``[N]`` of the targets and ``[N, K]`` of the drawn words.
+
+    Words shared by the tokens come from ``candidate_rows`` and one matrix product, words that are a token's own from
+    ``gather_dot``.
+    """
+    if ids.ndim == 2:
+        logit_NC = gather_dot(hidden_ND, weight_VD, bias_V, torch.cat([target_N[:, None], ids], 1), sparse=sparse)
+        return logit_NC[:, 0], logit_NC[:, 1:]
+    rows = candidate_rows(weight_VD, bias_V, target_N, ids, sparse=sparse)
     target_row_ND, row_KD, target_bias_N, bias_K = rows
     return upcast(hidden_ND * target_row_ND).sum(1) + target_bias_N, upcast(hidden_ND @ row_KD.T) + bias_K
 
 
 def sampled_softmax(
-    target_logit_N: Tensor, logit_NK: Tensor, target_log_expected_N: Tensor, log_expected_K: Tensor, hit_NK: Tensor
+    target_logit_N: Tensor, logit_NK: Tensor, target_log_expected_N: Tensor, log_expected: Tensor, hit_NK: Tensor
 ) -> Tensor:
     """Return the cross-entropy of each target among itself and the drawn words, their logits corrected.
 
@@ -56,15 +65,15 @@ def sampled_softmax(
         target_logit_N: ``s_t``.
         logit_NK: ``s_k``.
         target_log_expected_N: ``l_t``.
-        log_expected_K: ``l_k``.
+        log_expected: ``l_k``.
         hit_NK: where a drawn word is the token's own target, and is left out.
     """
-    corrected_NK = (upcast(logit_NK) - log_expected_K).masked_fill(hit_NK, -torch.inf)
+    corrected_NK = (upcast(logit_NK) - log_expected).masked_fill(hit_NK, -torch.inf)
     others_N = torch.logsumexp(corrected_NK, 1)
     return -F.logsigmoid(upcast(target_logit_N) - target_log_expected_N - others_N)
 
 
-def importance_sampling(target_logit_N: Tensor, logit_NK: Tensor, log_expected_K: Tensor) -> Tensor:
+def importance_sampling(target_logit_N: Tensor, logit_NK: Tensor, log_expected: Tensor) -> Tensor:
     """Return ``-s_t + log sum_k exp(s_k) / (K q_k)``, the log-partition estimated by importance sampling.
 
     Its gradient is the self-normalised estimator of Bengio & Senecal 2003: ``-ds_t + sum_k w_k ds_k / sum_k w_k`` with
@@ -73,17 +82,17 @@ def importance_sampling(target_logit_N: Tensor, logit_NK: Tensor, log_expected_K
     Args:
         target_logit_N: ``s_t``.
         logit_NK: ``s_k`` of K independent draws.
-        log_expected_K: ``log(K q_k)``.
+        log_expected: ``log(K q_k)``.
     """
-    return torch.logsumexp(upcast(logit_NK) - log_expected_K, 1) - upcast(target_logit_N)
+    return torch.logsumexp(upcast(logit_NK) - log_expected, 1) - upcast(target_logit_N)
 
 
-def log_weight_sums(logit_NK: Tensor, log_expected_K: Tensor) -> Tensor:
+def log_weight_sums(logit_NK: Tensor, log_expected: Tensor) -> Tensor:
     """Return ``[2, N]``: the logs of the sums of ``w_k = exp(s_k - log_expected_k)`` and of ``w_k^2``.
 
     The sums of two blocks of draws are joined by ``logaddexp``.
     """
-    log_weight_NK = upcast(logit_NK) - log_expected_K
+    log_weight_NK = upcast(logit_NK) - log_expected
     return torch.stack([torch.logsumexp(log_weight_NK, 1), torch.logsumexp(2 * log_weight_NK, 1)])
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lvsoftmax.ops.numerics import upcast
+from lvsoftmax.ops.pairs import bag_starts, pair_gradients, pair_products
 
 
 def path_nll(
@@ -94,12 +95,7 @@ def _ragged(
 
 
 class _Ragged(torch.autograd.Function):
-    """The pairs as one list, ordered by token.
-
-    All three products between rows of two tables are those of an embedding bag, whose kernels read the rows in place:
-    the scores are its gradient by the weights of a bag's members, the gradients are weighted sums of rows over the
-    pairs of a token and over the pairs of a node.
-    """
+    """The pairs as one list, ordered by token; all three products are those of :mod:`lvsoftmax.ops.pairs`."""
 
     @staticmethod
     def forward(ctx, hidden_ND, weight_MD, bias_M, pace_M, branch_NL, sparse):
@@ -107,58 +103,30 @@ class _Ragged(torch.autograd.Function):
         token_P, step_P = on_path_NL.nonzero(as_tuple=True)
         branch_P = branch_NL[token_P, step_P].long()
         node_P, sign_P = branch_P >> 1, 1 - 2 * (branch_P & 1)
-        bag_N = _starts(on_path_NL.sum(1))
-        table_ND, table_MD = upcast(hidden_ND), upcast(weight_MD)
-        score_P = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-            table_ND, table_MD, node_P, bag_N, token_P, mode=0
-        )
+        bag_N = bag_starts(on_path_NL.sum(1))
+        score_P = pair_products(hidden_ND, weight_MD, token_P, node_P, bag_N)
         # what a decision lacks to certainty, sigmoid(-x), keeps its digits where 1 - sigmoid(x) loses them
         pace_P = sign_P * pace_M[node_P]
         confidence_P = pace_P * (score_P + bias_M[node_P])
         ctx.save_for_backward(
-            hidden_ND, weight_MD, bias_M, node_P, token_P, bag_N, -pace_P * torch.sigmoid(-confidence_P)
+            hidden_ND, weight_MD, bias_M, token_P, node_P, bag_N, -pace_P * torch.sigmoid(-confidence_P)
         )
         ctx.sparse = sparse
-        return table_ND.new_zeros(len(hidden_ND)).index_add_(0, token_P, F.softplus(-confidence_P))
+        return score_P.new_zeros(len(hidden_ND)).index_add_(0, token_P, F.softplus(-confidence_P))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, upstream_N):
-        hidden_ND, weight_MD, bias_M, node_P, token_P, bag_N, slope_P = ctx.saved_tensors
-        gradient_P = slope_P * upstream_N[token_P]
-        grad_hidden_ND = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            grad_hidden_ND = _bag_sums(upcast(weight_MD), node_P, bag_N, gradient_P).to(hidden_ND.dtype)
-        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            node_P, order_P = node_P.sort()
-            token_P, gradient_P = token_P[order_P], gradient_P[order_P]
-            if ctx.sparse:
-                node_U, size_U = torch.unique_consecutive(node_P, return_counts=True)
-                bag_U = _starts(size_U)
-            else:
-                node_U = None
-                bag_U = torch.searchsorted(node_P, torch.arange(len(weight_MD), device=node_P.device))
-            if ctx.needs_input_grad[1]:
-                rows_UD = _bag_sums(upcast(hidden_ND), token_P, bag_U, gradient_P).to(weight_MD.dtype)
-                grad_weight = _spread(rows_UD, node_U, weight_MD)
-            if ctx.needs_input_grad[2]:
-                one_N1 = gradient_P.new_ones(len(hidden_ND), 1)
-                sum_U = _bag_sums(one_N1, token_P, bag_U, gradient_P).squeeze(1).to(bias_M.dtype)
-                grad_bias = _spread(sum_U, node_U, bias_M)
-        return grad_hidden_ND, grad_weight, grad_bias, None, None, None
-
-
-def _bag_sums(table: Tensor, row_P: Tensor, bag: Tensor, factor_P: Tensor) -> Tensor:
-    """Return the sum of ``factor * table[row]`` over the pairs of each bag, bags given by where they start."""
-    return F.embedding_bag(row_P, table, bag, mode="sum", per_sample_weights=factor_P)
-
-
-def _starts(size: Tensor) -> Tensor:
-    return size.cumsum(0) - size
-
-
-def _spread(rows: Tensor, index_U: Tensor | None, like: Tensor) -> Tensor:
-    """Return the gradient whose rows ``index`` are given, and others zero; all of them without ``index``."""
-    if index_U is None:
-        return rows
-    return torch.sparse_coo_tensor(index_U[None], rows, like.shape, is_coalesced=True, check_invariants=False)
+        hidden_ND, weight_MD, bias_M, token_P, node_P, bag_N, slope_P = ctx.saved_tensors
+        gradients = pair_gradients(
+            slope_P * upstream_N[token_P],
+            hidden_ND,
+            weight_MD,
+            bias_M,
+            token_P,
+            node_P,
+            bag_N,
+            needed=ctx.needs_input_grad,
+            sparse=ctx.sparse,
+        )
+        return *gradients, None, None, None
