@@ -24,7 +24,7 @@ REFERENCE = "full_softmax"
 NOT_CONDITIONS = ("output.", "name.output", "name.study", "seed", "run.", "wandb.", "study", "progress", "data.cache")
 """Settings that are no condition of a comparison: what is compared, where it is written and who watches."""
 
-NOT_ENVIRONMENT = ("command", "identity")
+NOT_ENVIRONMENT = ("command", "identity", "backend")
 """The same of the environment."""
 
 

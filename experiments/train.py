@@ -43,6 +43,7 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
     statistics = {name: corpus.statistic(name) for name in asked_of_text(config)}
     model = build_model(config, torch.from_numpy(corpus.vocabulary.counts), statistics).to(device)
     output = model.output
+    backend = output.chosen_backend(device)
     optim = config["optim"]
     rate = optim["learning_rate"]
     output_rate = rate if optim["output_learning_rate"] is None else optim["output_learning_rate"]
@@ -80,7 +81,7 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
     if folder.result and spent(config["budget"], **folder.result["train"]) >= 1:
         print(f"{folder.path} is finished: test perplexity {folder.result['test']['perplexity']:.2f}")
         return folder.result
-    folder.start(config, corpus.vocabulary, statistics, device)
+    folder.start(config, corpus.vocabulary, statistics, device, backend)
     torch.manual_seed(stream(config["seed"], "dropout"))
     step = 0
     seconds = 0.0
@@ -253,8 +254,6 @@ def check(config: dict[str, Any]) -> None:
     """Raise ``ValueError`` for scalars that no group has checked."""
     if config["precision"] not in ("fp32", "bf16"):
         raise ValueError(f"precision={config['precision']}: choose fp32 or bf16")
-    if config["backend"] not in ("auto", "eager"):
-        raise ValueError(f"backend={config['backend']}: choose auto or eager")
     if config["wandb"]["mode"] not in ("offline", "online", "disabled"):
         raise ValueError(f"wandb.mode={config['wandb']['mode']}: choose offline, online or disabled")
     budget = config["budget"]

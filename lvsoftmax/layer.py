@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lvsoftmax.noise import Noise
+from lvsoftmax.ops.backends import Backends
 from lvsoftmax.ops.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_loss
 from lvsoftmax.ops.noise import Sample
 from lvsoftmax.ops.softmax import gumbel_argmax, log_softmax, logsumexp
@@ -30,17 +31,23 @@ class OutputLayer(nn.Module, ABC):
     Args:
         hidden_size: D, the width of the hidden vectors.
         counts: ``[vocab]`` training frequency of each word, non-increasing (ids are ranks), finite, not all zero.
+        backend: one of ``backends``, or ``auto``: the first of them that can run on the device of the call.
 
     Raises:
-        ValueError: ``hidden_size`` or ``counts`` cannot describe a layer.
+        ValueError: ``hidden_size`` or ``counts`` cannot describe a layer; ``backend`` cannot run here.
     """
 
     full_support: bool = True
     """False when probabilities may be exactly zero (sparsemax, entmax)."""
 
-    def __init__(self, hidden_size: int, counts: Tensor) -> None:
+    backends: Backends = Backends()
+    """What can compute the training objective; a layer with a choice has a parameter ``backend``."""
+
+    def __init__(self, hidden_size: int, counts: Tensor, *, backend: str = "auto") -> None:
         super().__init__()
         check_counts(counts)
+        self.backends.check(backend)
+        self.backend = backend
         if hidden_size < 1:
             raise ValueError(f"hidden_size={hidden_size}: must be at least 1")
         self.hidden_size = hidden_size
@@ -139,6 +146,10 @@ class OutputLayer(nn.Module, ABC):
     def refresh(self) -> None:
         """Rebuild whatever follows the parameters (adaptive noise); called at intervals by the training loop."""
 
+    def chosen_backend(self, device: torch.device) -> str:
+        """Return the name of the backend that computes the training objective on ``device``."""
+        return self.backends.choose(self.backend, device)
+
     def diagnostics(self) -> dict[str, float]:
         """Return the layer's own numbers worth logging, about its latest training step."""
         return {}
@@ -188,13 +199,16 @@ class DenseOutputLayer(OutputLayer):
         counts: ``[vocab]`` training frequency of each word, non-increasing.
         bias: whether words have a bias.
         sparse: row-sparse gradients of the table and the bias, for objectives that touch few rows.
+        backend: one of ``backends``, or ``auto``.
     """
 
     noise: Noise | None
     """Where an objective draws words from: set by the constructors of those that do."""
 
-    def __init__(self, hidden_size: int, counts: Tensor, *, bias: bool = True, sparse: bool = False) -> None:
-        super().__init__(hidden_size, counts)
+    def __init__(
+        self, hidden_size: int, counts: Tensor, *, bias: bool = True, sparse: bool = False, backend: str = "auto"
+    ) -> None:
+        super().__init__(hidden_size, counts, backend=backend)
         self.sparse = sparse
         self.noise = None
         self.weight = nn.Parameter(torch.empty(self.vocab_size, hidden_size))

@@ -68,6 +68,7 @@ def folder_for(config: Mapping[str, Any], corpus_digest: str, *, follows_budget:
 def identity(config: Mapping[str, Any], corpus_digest: str, *, follows_budget: bool) -> str:
     """Return the hash of everything that decides a run's numbers."""
     decisive = {key: config[key] for key in DECISIVE} | {"corpus": corpus_digest}
+    decisive["output"] = {key: value for key, value in config["output"].items() if key != "backend"}
     if follows_budget:
         decisive["budget"] = config["budget"]
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
@@ -107,12 +108,13 @@ class RunFolder:
         vocabulary: Vocabulary,
         statistics: Mapping[str, np.ndarray],
         device: torch.device,
+        backend: str = "eager",
     ) -> None:
         """Write what is known before the first step, and clear what a killed process left half-written."""
         (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
         for leftover in self.path.rglob("*.part"):
             leftover.unlink()
-        environment = describe_environment(device) | {"identity": self.identity}
+        environment = describe_environment(device) | {"backend": backend, "identity": self.identity}
         self._write("environment.json", json.dumps(environment, indent=1).encode())
         self._write("config.yaml", yaml.safe_dump(dict(config), sort_keys=False).encode())
         rows = zip(vocabulary.words, vocabulary.counts.tolist(), strict=True)
@@ -193,9 +195,23 @@ def build_model(
         torch.manual_seed(stream(seed, "backbone"))
         backbone = build(model.pop("backbone"))
         torch.manual_seed(stream(seed, "output"))
-        output = build({**config["output"], **given}, backbone.hidden_size, counts)
+        output = build({**output_config(config), **given}, backbone.hidden_size, counts)
         torch.manual_seed(stream(seed, "embedding"))
         return LanguageModel(backbone, output, **model)
+
+
+def output_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration of the output layer, with the run's ``backend`` unless that is ``auto``.
+
+    Raises:
+        ValueError: the run asks for a backend and the layer has no choice of them.
+    """
+    output, backend = dict(config["output"]), config["backend"]
+    if backend == "auto":
+        return output
+    if "backend" not in output:
+        raise ValueError(f"backend={backend}: {output['_target_']} has no choice of backends; leave backend=auto")
+    return output | {"backend": backend}
 
 
 def stream(seed: int, name: str) -> int:
@@ -213,11 +229,17 @@ def load(folder: str | Path) -> LanguageModel:
     checkpoint = folder / "checkpoints" / "last.pt"
     if not checkpoint.exists():
         raise FileNotFoundError(f"{folder} holds no run with a checkpoint (checkpoints/last.pt)")
-    config = load_config(folder)
+    config = anywhere(load_config(folder))
     statistics = {name: np.load(folder / "statistics" / f"{name}.npy") for name in asked_of_text(config)}
     model = build_model(config, torch.from_numpy(load_vocabulary(folder).counts), statistics)
     model.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["model"])
     return model.eval()
+
+
+def anywhere(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration without the backend it was trained with, which the machine at hand may lack."""
+    output = config["output"] | ({"backend": "auto"} if "backend" in config["output"] else {})
+    return {**config, "backend": "auto", "output": output}
 
 
 def load_config(folder: str | Path) -> dict[str, Any]:

@@ -15,11 +15,13 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from lvsoftmax import runs
 from lvsoftmax.layer import OutputLayer
+from lvsoftmax.ops.backends import BackendUnavailable
 from lvsoftmax.ops.noise import Sample
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs" / "output").glob("*.yaml"))
@@ -85,16 +87,24 @@ class Case:
     def build(
         self, hidden_size: int = HIDDEN, counts: Tensor = COUNTS, *, seed: int = 0, **overrides: Any
     ) -> OutputLayer:
-        """Construct the layer under a seed, with toy data for the parameters that need some."""
+        """Construct the layer under a seed, with toy data for the parameters that need some.
+
+        Skips the test where this case is a backend that cannot run here.
+        """
         toy = {
             "embeddings": torch.randn(len(counts), EMBEDDING, generator=torch.Generator().manual_seed(seed)),
             "samples": min(SAMPLES, len(counts)),
             "max_samples": min(SAMPLES, len(counts)),
         }
         toy = {name: value for name, value in toy.items() if name in self.parameters}
+        settings = OmegaConf.to_container(self.config)
+        assert isinstance(settings, dict)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return instantiate(self.config, hidden_size=hidden_size, counts=counts, **(toy | overrides))
+            try:
+                return runs.build(settings | toy | overrides, hidden_size, counts)
+            except BackendUnavailable as error:
+                pytest.skip(str(error))
 
 
 def option_values(annotation: Any) -> tuple[Any, ...]:

@@ -133,6 +133,22 @@ def test_a_layer_gets_what_it_asks_of_the_text_and_the_run_keeps_it(overrides, t
     assert not list(tmp_path.rglob("*.part"))
 
 
+def test_a_backend_is_passed_on_logged_and_no_part_of_what_a_run_is(overrides, tmp_path, monkeypatch):
+    whole = ["budget.epochs=1", f"run.dir={tmp_path}/run"]
+    train(config(overrides, *whole, "output=full_softmax", "backend=eager"))
+    folder = tmp_path / "run"
+    assert json.loads((folder / "environment.json").read_text())["backend"] == "eager"
+    assert train(config(overrides, *whole, "output=full_softmax", "output.backend=eager")) is not None  # the same run
+    built = runs.output_config(config(overrides, "output=full_softmax", "backend=eager"))
+    assert built["backend"] == "eager"
+    with pytest.raises(ValueError, match="DifferentiatedSoftmax has no choice of backends; leave backend=auto"):
+        runs.output_config({"output": {"_target_": "x.DifferentiatedSoftmax"}, "backend": "eager"})
+    # a machine that lacks the backend of a run loads it all the same
+    stored = runs.load_config(folder) | {"backend": "elsewhere"}
+    monkeypatch.setattr(runs, "load_config", lambda folder: stored)
+    assert runs.load(folder).output.backend == "auto"
+
+
 def test_evaluating_a_run_on_its_test_text_however_given(overrides, text, tmp_path):
     result = train(config(overrides, "budget.epochs=1", f"run.dir={tmp_path}/run"))
     shuffled = tmp_path / "longer.txt"  # ranks of its own: another order of frequencies, and a word never seen
@@ -344,6 +360,7 @@ def test_sweeps_do_not_collide(overrides, tmp_path):
         (["seed=x=,"], "error"),
         (["precision=fp16"], "precision=fp16: choose fp32 or bf16"),
         (["output.bias=text"], "output.bias=text: a text can give bigrams and embeddings, nothing else"),
+        (["backend=gpu"], "backend='gpu': choose one of auto, "),
         (["device=cuda:7"], "device=cuda:7 is not there; choose one of auto, cpu"),
         (["batch.size=100000"], "does not fill one batch"),
         (["batch.length=0"], "batch.length=0: must be a positive number"),
@@ -354,6 +371,7 @@ def test_sweeps_do_not_collide(overrides, tmp_path):
         (["data.train=???"], "data.train is not set and has no default; add data.train=..."),
     ],
 )  # fmt: skip
+@pytest.mark.usefixtures("without_type_checks")
 def test_mistakes_end_in_one_line(overrides, tmp_path, words, message, capsys, monkeypatch):
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.setattr(sys, "argv", ["train", *overrides, *words])

@@ -1,6 +1,7 @@
 """The exact softmax over the whole vocabulary."""
 
 import math
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -25,9 +26,10 @@ class FullSoftmax(DenseOutputLayer):
         bias: whether words have a bias ``b``.
         temperature: T > 0.
         learn_temperature: train ``1 / T`` along with the table, starting at ``1 / temperature``.
+        backend: what computes loss and gradients; ``auto`` takes the fastest that can run on the device.
 
     Raises:
-        ValueError: ``temperature`` is not a positive finite number.
+        ValueError: ``temperature`` is not a positive finite number; ``backend`` cannot run here.
     """
 
     def __init__(
@@ -38,8 +40,9 @@ class FullSoftmax(DenseOutputLayer):
         bias: bool = True,
         temperature: float = 1.0,
         learn_temperature: bool = False,
+        backend: Literal["auto", "eager"] = "auto",
     ) -> None:
-        super().__init__(hidden_size, counts, bias=bias)
+        super().__init__(hidden_size, counts, bias=bias, backend=backend)
         if not (math.isfinite(temperature) and temperature > 0):
             raise ValueError(f"temperature={temperature}: must be a positive finite number")
         inverse_temperature = torch.tensor(1 / temperature)

@@ -1,0 +1,191 @@
+"""Backends: several pieces of code that compute one operation, chosen by name.
+
+An operation with more than one backend has a table of them, best first; ``eager`` (plain PyTorch) is always there and
+comes last. Each entry tells what stands in its way::
+
+    LIBRARY = CppLibrary(Path(__file__).with_name("kernel.cpp"))
+    BACKENDS = Backends(cpp=LIBRARY.obstacle)
+
+    if BACKENDS.choose(backend, hidden.device.type) == "cpp":      # "auto" becomes the first one that can run there
+        ...
+
+What a user names is what runs, or a ``ValueError`` says what is missing; only ``auto`` may go on to the next.
+
+C++ sources have a plain C interface and know nothing of PyTorch: they compile in seconds with any g++ and are loaded by
+ctypes. Nothing is compiled before it is needed; the result stays in the user's cache folder, under a name that follows
+from the source, the flags, the compiler and the processor. A call that autograd or a compiler shall see goes into a
+``torch.library.custom_op``: it is one node of a traced graph, and may tell its operations to a FLOP counter
+(``torch.utils.flop_counter.register_flop_formula``).
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+Obstacle = Callable[[torch.device], str | None]
+"""Returns why a backend cannot run on a device, with the remedy; None if it can."""
+
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-shared", "-fPIC")
+
+
+class BackendUnavailable(ValueError):
+    """A backend that was asked for by name cannot run here."""
+
+
+class Backends:
+    """The backends of one operation, best first, ``eager`` after all of them.
+
+    Args:
+        **obstacles: what stands in the way of each.
+    """
+
+    def __init__(self, **obstacles: Obstacle) -> None:
+        self.obstacles = {**obstacles, "eager": _none}
+
+    @torch.compiler.assume_constant_result
+    def choose(self, name: str, device: str | torch.device) -> str:
+        """Return the backend for tensors of a device: ``name``, or for ``auto`` the first that can run there.
+
+        Raises:
+            BackendUnavailable: the named one cannot run there.
+            ValueError: there is none of that name.
+        """
+        device = torch.device(device)
+        if name == "auto":
+            return next(backend for backend, obstacle in self.obstacles.items() if obstacle(device) is None)
+        self._check_name(name)
+        reason = self.obstacles[name](device)
+        if reason is not None:
+            raise BackendUnavailable(f"backend={name!r} cannot run on {device.type}: {reason}")
+        return name
+
+    def check(self, name: str) -> None:
+        """Raise what :meth:`choose` would raise on every device: for constructors, which know of no device yet."""
+        if name == "auto":
+            return
+        self._check_name(name)
+        reasons = [self.obstacles[name](torch.device(kind)) for kind in ("cpu", "cuda")]
+        if None not in reasons:
+            raise BackendUnavailable(f"backend={name!r} cannot run here: {reasons[0]}")
+
+    def _check_name(self, name: str) -> None:
+        if name not in self.obstacles:
+            raise ValueError(f"backend={name!r}: choose one of auto, {', '.join(self.obstacles)}")
+
+
+def triton(device: torch.device) -> str | None:
+    """Return what stands in the way of a Triton kernel."""
+    if find_spec("triton") is None:
+        return "Triton is not installed; pip install triton"
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    if not torch.cuda.is_available():
+        return "there is no CUDA device; choose another backend, or set TRITON_INTERPRET=1 to try it out on the CPU"
+    return None if device.type == "cuda" else "it runs on CUDA devices; move the layer and its inputs to one"
+
+
+def _none(device: torch.device) -> None:
+    return None
+
+
+class CppLibrary:
+    """A C++ source that is compiled on first use and whose functions are called with tensors.
+
+    Args:
+        source: the ``.cpp`` file; its functions are ``extern "C"``.
+        *flags: for the compiler, beside ``FLAGS``.
+    """
+
+    def __init__(self, source: Path, *flags: str) -> None:
+        self.source = source
+        self.flags = (*FLAGS, *flags)
+
+    def obstacle(self, device: torch.device) -> str | None:
+        """Return why the library cannot serve tensors of a device, having compiled it if that was all it took."""
+        try:
+            self.load()
+        except RuntimeError as error:
+            return str(error)
+        return None if device.type == "cpu" else "it runs on the CPU; choose another backend, or move the layer"
+
+    def call(self, function: str, *arguments: Tensor | int | float | None) -> None:
+        """Call a C function with contiguous CPU tensors (pointers), ints (int64_t), floats (double), None (nullptr)."""
+        getattr(self.load(), function)(*map(_as_c, arguments))
+
+    def load(self) -> ctypes.CDLL:
+        """Return the loaded library, compiled unless the cache has it.
+
+        Raises:
+            RuntimeError: there is no compiler, or it fails.
+        """
+        return _load(self.source, self.flags)
+
+
+@functools.cache
+def _load(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
+    compiler = shutil.which("g++")
+    if compiler is None:
+        raise RuntimeError("there is no C++ compiler; install g++")
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    identity = "\0".join([source.read_text("utf-8"), *flags, version, _processor()])
+    name = f"{source.parent.name}-{source.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
+    library = _cache_folder() / name
+    if not library.exists():
+        _compile(compiler, source, flags, library)
+    try:
+        return ctypes.CDLL(str(library))
+    except OSError as error:
+        raise RuntimeError(f"{library} cannot be loaded ({error}); remove it") from error
+
+
+def _compile(compiler: str, source: Path, flags: tuple[str, ...], library: Path) -> None:
+    logger.info("compiling %s", source)
+    try:
+        library.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Built under another name and renamed: another process finds it whole or not at all.
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            part = Path(folder, library.name)
+            command = [compiler, *flags, str(source), "-o", str(part)]
+            answer = subprocess.run(command, capture_output=True, text=True, check=False)
+            if answer.returncode:
+                raise RuntimeError(f"{' '.join(command)} fails: {answer.stderr.strip()}")
+            part.replace(library)
+    except OSError as error:
+        raise RuntimeError(f"{library.parent} cannot be written ({error}); set XDG_CACHE_HOME") from error
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lvsoftmax"
+
+
+def _processor() -> str:
+    """Return what decides the meaning of ``-march=native``: model and instruction sets."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine() + platform.processor()
+    return "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}))
+
+
+def _as_c(argument: Tensor | int | float | None):
+    if isinstance(argument, Tensor):
+        if not argument.is_contiguous() or argument.device.type != "cpu":
+            raise ValueError(f"a C function takes contiguous tensors of the CPU, not strides {argument.stride()}")
+        return ctypes.c_void_p(argument.data_ptr())
+    if isinstance(argument, float):
+        return ctypes.c_double(argument)
+    return None if argument is None else ctypes.c_int64(argument)

@@ -1,0 +1,156 @@
+"""Backends: what is named runs or raises, ``auto`` is the first that can; C++ is compiled once, when it is called."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lvsoftmax.ops import backends
+from lvsoftmax.ops.backends import Backends, BackendUnavailable, CppLibrary
+
+SOURCE = """
+#include <cstdint>
+extern "C" void scale(const float* x, float* y, int64_t size, double factor, const float* missing) {
+    for (int64_t i = 0; i < size; i++) y[i] = missing ? 0 : float(factor) * x[i];
+}
+"""
+
+SOURCES = sorted(Path(backends.__file__).parent.rglob("*.cpp"))
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    backends._load.cache_clear()
+    yield tmp_path / "cache" / "lvsoftmax"
+    backends._load.cache_clear()
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "kernel.cpp"
+    path.write_text(SOURCE)
+    return path
+
+
+def only_on(kind):
+    return lambda device: None if device.type == kind else f"needs {kind}; move there"
+
+
+TABLE = Backends(gpu=only_on("cuda"), native=only_on("cpu"), broken=lambda device: "no compiler; install one")
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "chosen"),
+    [
+        ("auto", "cuda", "gpu"),
+        ("auto", "cpu", "native"),
+        ("auto", "meta", "eager"),
+        ("native", "cpu", "native"),
+        ("eager", "cuda", "eager"),
+    ],
+)
+def test_the_first_that_can_run_or_the_one_named(name, device, chosen):
+    assert TABLE.choose(name, device) == chosen
+    assert TABLE.choose(name, torch.device(device)) == chosen
+
+
+def test_what_is_named_is_never_replaced():
+    with pytest.raises(BackendUnavailable, match=r"^backend='gpu' cannot run on cpu: needs cuda; move there$"):
+        TABLE.choose("gpu", "cpu")
+    with pytest.raises(ValueError, match=r"^backend='fast': choose one of auto, gpu, native, broken, eager$"):
+        TABLE.choose("fast", "cpu")
+
+
+def test_a_constructor_refuses_what_can_run_nowhere():
+    for name in ("auto", "gpu", "native", "eager"):
+        TABLE.check(name)
+    with pytest.raises(BackendUnavailable, match=r"^backend='broken' cannot run here: no compiler; install one$"):
+        TABLE.check("broken")
+    with pytest.raises(ValueError, match="choose one of"):
+        TABLE.check("fast")
+
+
+def test_a_choice_is_a_constant_to_the_compiler():
+    def sign(x):
+        return -x if TABLE.choose("auto", x.device.type) == "native" else x
+
+    assert torch.compile(sign, backend="aot_eager", fullgraph=True)(torch.ones(())) == -1
+
+
+def test_a_library_is_compiled_when_first_called(source, cache):
+    library = CppLibrary(source)
+    assert not cache.exists()
+    x, y = torch.arange(4.0), torch.empty(4)
+    library.call("scale", x, y, 4, 2.5, None)
+    assert torch.equal(y, 2.5 * x)
+    (file,) = cache.iterdir()
+    before = file.stat().st_mtime_ns
+    backends._load.cache_clear()
+    CppLibrary(source).load()
+    assert [file.stat().st_mtime_ns for file in cache.iterdir()] == [before]
+
+
+@pytest.mark.parametrize("change", ["source", "flags", "processor"])
+def test_a_change_of_what_the_code_follows_from_compiles_anew(source, cache, monkeypatch, change):
+    CppLibrary(source).load()
+    backends._load.cache_clear()
+    if change == "source":
+        source.write_text(SOURCE + "\n")
+    if change == "processor":
+        monkeypatch.setattr(backends, "_processor", lambda: "another")
+    CppLibrary(source, *(["-DSOMETHING"] if change == "flags" else [])).load()
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_processes_that_compile_at_once_both_get_a_whole_library(source, cache):
+    code = (
+        f"import torch; from pathlib import Path; from lvsoftmax.ops.backends import CppLibrary; y = torch.empty(1);"
+        f"CppLibrary(Path({str(source)!r})).call('scale', torch.ones(1), y, 1, 3.0, None); assert y == 3"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
+    assert [process.wait() for process in processes] == [0, 0]
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_what_stands_in_the_way_is_named(source, cache, monkeypatch):
+    library = CppLibrary(source)
+    assert library.obstacle(torch.device("cpu")) is None
+    assert "runs on the CPU" in library.obstacle(torch.device("cuda"))
+    broken = source.with_name("broken.cpp")
+    broken.write_text("int f( {")
+    assert "broken.cpp" in CppLibrary(broken).obstacle(torch.device("cpu"))
+    backends._load.cache_clear()
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert library.obstacle(torch.device("cpu")) == "there is no C++ compiler; install g++"
+
+
+def test_a_cache_that_cannot_be_written_is_named(source, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    backends._load.cache_clear()
+    assert "set XDG_CACHE_HOME" in CppLibrary(source).obstacle(torch.device("cpu"))
+
+
+def test_only_contiguous_tensors_of_the_cpu_become_pointers(source, cache):
+    y = torch.empty(4)
+    for x in (torch.ones(8)[::2], torch.ones(4, device="meta")):
+        with pytest.raises(ValueError, match="contiguous tensors of the CPU"):
+            CppLibrary(source).call("scale", x, y, 4, 1.0, None)
+
+
+def test_triton_says_what_it_needs(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    reason = backends.triton(torch.device("cpu"))
+    assert "pip install triton" in reason or "CUDA device" in reason
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_every_source_compiles_where_there_is_a_compiler(path):
+    """Otherwise the laws of its backend would be skipped in silence."""
+    CppLibrary(path).load()
