@@ -7,6 +7,7 @@ follow and goes to every run, ``data=ptb data.path=... budget.tokens=2000000``.
 
 import dataclasses
 import fnmatch
+import itertools
 import json
 import subprocess
 import sys
@@ -31,7 +32,7 @@ class Job:
     """One run of a study.
 
     Attributes:
-        layer: the output layer.
+        layer: the output layer, and its settings where the study varies them.
         seed: the seed.
         words: the command line of ``experiments.train``.
         config: what that command line means.
@@ -68,7 +69,7 @@ def plan(study: Mapping[str, Any], words: Sequence[str]) -> list[Job]:
     """Return the runs of a study, seed by seed, all composed (inside a Hydra program) before the first of them starts.
 
     Args:
-        study: ``layers``, names and patterns of files in ``configs/output``, and ``seeds``.
+        study: ``layers``, see :func:`expand`, and ``seeds``.
         words: settings for every run, as on the command line.
 
     Raises:
@@ -85,7 +86,8 @@ def plan(study: Mapping[str, Any], words: Sequence[str]) -> list[Job]:
     digests: dict[str, str] = {}
     for seed in seeds:
         for layer in layers:
-            own = (*words, f"output={layer}", f"seed={seed}")
+            name, *variant = layer.split()
+            own = (*words, f"output={name}", *variant, f"seed={seed}")
             composed = compose("train", list(own), return_hydra_config=True)
             config = resolved(composed, composed.hydra.runtime.choices)
             check(config)
@@ -97,19 +99,31 @@ def plan(study: Mapping[str, Any], words: Sequence[str]) -> list[Job]:
     return jobs
 
 
-def expand(patterns: Iterable[str]) -> list[str]:
-    """Return the output layers that names and patterns stand for, each once; a pattern may match none.
+def expand(entries: Iterable[str]) -> list[str]:
+    """Return the output layers that the entries of a study stand for, each once.
+
+    An entry is the name of a file in ``configs/output`` or a pattern with ``*``, which may match none; settings may
+    follow it, with commas between the values to try: ``sampled_softmax output.samples=64,256 output.noise=unigram``.
 
     Raises:
-        ValueError: there is no layer of a given name.
+        ValueError: there is no layer of a given name, or a setting is none of an output layer.
     """
     there = sorted(file.stem for file in (CONFIGS / "output").glob("*.yaml"))
     layers: dict[str, None] = {}
-    for pattern in patterns:
+    for entry in entries:
+        pattern, *settings = entry.split()
         matches = fnmatch.filter(there, pattern)
         if not matches and "*" not in pattern:
             raise ValueError(f"study.layers={pattern}: no such output layer{nearest(pattern, there)}")
-        layers |= dict.fromkeys(matches)
+        choices = []
+        for setting in settings:
+            key, equals, values = setting.partition("=")
+            if not equals or not key.startswith("output."):
+                raise ValueError(
+                    f"study.layers={entry}: {setting} is no setting of an output layer; write output.x=..."
+                )
+            choices.append([f"{key}={value}" for value in values.split(",")])
+        layers |= {" ".join((name, *chosen)): None for name in matches for chosen in itertools.product(*choices)}
     return list(layers)
 
 

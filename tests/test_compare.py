@@ -152,13 +152,35 @@ def test_layers_by_pattern_are_taken_once_in_order():
     assert sorted(compare.expand(["sampled_softmax", "*"])) == there
 
 
+def test_settings_of_a_layer_follow_its_name_and_are_crossed():
+    assert compare.expand(["sampled_softmax output.samples=4,8 output.power=0.5,1.0", "sampled_softmax"]) == [
+        "sampled_softmax output.samples=4 output.power=0.5",
+        "sampled_softmax output.samples=4 output.power=1.0",
+        "sampled_softmax output.samples=8 output.power=0.5",
+        "sampled_softmax output.samples=8 output.power=1.0",
+        "sampled_softmax",
+    ]
+    for setting in ("batch.size=3", "output.samples", "seed=2"):
+        with pytest.raises(ValueError, match=f"{setting} is no setting of an output layer"):
+            compare.expand([f"sampled_softmax {setting}"])
+
+
+def test_variants_of_a_layer_are_runs_of_their_own(words, trained, monkeypatch, capsys):
+    layers = "study.layers=[full_softmax,'sampled_softmax output.samples=4,8']"
+    status, out, err = program(monkeypatch, capsys, "study=smoke", layers, *words)
+    assert status == 0, err
+    assert [layer for layer, _ in trained.jobs] == ["full_softmax", "sampled_softmax", "sampled_softmax"]
+    assert "samples 4" in out and "samples 8" in out, out
+
+
 @pytest.mark.parametrize("file", sorted((CONFIGS / "study").glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_preset_composes_for_every_layer(file):
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         study = compose("compare", [f"study={file.stem}"]).study
         assert study.name == file.stem
         for layer in compare.expand(study.layers):
-            config = compose("train", [f"study={file.stem}", f"output={layer}"])
+            name, *settings = layer.split()
+            config = compose("train", [f"study={file.stem}", f"output={name}", *settings])
             assert sum(value is not None for value in config.budget.values()) == 1
 
 
