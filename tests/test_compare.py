@@ -170,7 +170,7 @@ def test_variants_of_a_layer_are_runs_of_their_own(words, trained, monkeypatch, 
     status, out, err = program(monkeypatch, capsys, "study=smoke", layers, *words)
     assert status == 0, err
     assert [layer for layer, _ in trained.jobs] == ["full_softmax", "sampled_softmax", "sampled_softmax"]
-    assert "samples 4" in out and "samples 8" in out, out
+    assert "(samples=4)" in out and "(samples=8)" in out, out
 
 
 @pytest.mark.parametrize("file", sorted((CONFIGS / "study").glob("*.yaml")), ids=lambda file: file.stem)
