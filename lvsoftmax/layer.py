@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from lvsoftmax.noise import Noise
 from lvsoftmax.ops.backends import Backends
+from lvsoftmax.ops.gumbel import gumbel_argmax
 from lvsoftmax.ops.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_loss
 from lvsoftmax.ops.noise import Sample
-from lvsoftmax.ops.softmax import gumbel_argmax, log_softmax, logsumexp
+from lvsoftmax.ops.softmax import log_softmax, logsumexp
 
 
 class OutputLayer(nn.Module, ABC):
