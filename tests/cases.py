@@ -192,3 +192,9 @@ def gradients(output: Tensor, upstream: Tensor, layer: OutputLayer, *inputs: Ten
 
 def assert_close(actual: Any, expected: Any, tolerance: float) -> None:
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+def assert_mean(values: Tensor, expected: Tensor) -> None:
+    """The mean of independent ``values`` along the first dimension is ``expected``, within four standard errors."""
+    standard_error = values.std(0) / len(values) ** 0.5
+    assert ((values.mean(0) - expected).abs() <= 4 * standard_error + 1e-6 * expected.abs()).all()

@@ -64,6 +64,11 @@ def importance_sampled_softmax(layer, hidden: np.ndarray) -> np.ndarray:
     return log_softmax(dense_logits(layer, hidden))
 
 
+def noise_contrastive_estimation(layer, hidden: np.ndarray) -> np.ndarray:
+    """Mnih & Teh 2012, equation 1: the normaliser that training takes for known drops out."""
+    return log_softmax(dense_logits(layer, hidden) - array(layer.log_normaliser))
+
+
 def sampled_softmax_objective(target, ids, target_logit, logit, target_log_expected, log_expected) -> np.ndarray:
     """Jean et al. 2015, section 3, word by word: the target among itself and the other words drawn."""
     values = []
@@ -80,4 +85,16 @@ def importance_sampling_objective(target_logit, logit, log_q) -> np.ndarray:
     for token, score in enumerate(target_logit):
         weights = [np.exp(logit[token, k]) / np.exp(log_q[k]) for k in range(len(log_q))]
         values.append(-score + np.log(sum(weights) / len(weights)))
+    return np.array(values)
+
+
+def noise_contrastive_objective(target_logit, logit, target_log_q, log_q, count) -> np.ndarray:
+    """Mnih & Teh 2012, equation 8, in probabilities: P(word is data) = p / (p + k q), with p = exp(s)."""
+    values = []
+    for token, score in enumerate(target_logit):
+        value = -np.log(np.exp(score) / (np.exp(score) + count * np.exp(target_log_q[token])))
+        for k in range(count):
+            noise = count * np.exp(log_q[k])
+            value -= np.log(noise / (np.exp(logit[token, k]) + noise))
+        values.append(value)
     return np.array(values)

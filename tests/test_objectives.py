@@ -11,6 +11,7 @@ from lvsoftmax.ops.objectives import (
     effective_sample_size,
     importance_sampling,
     log_weight_sums,
+    noise_contrastive,
     sampled_softmax,
 )
 
@@ -118,6 +119,27 @@ def test_effective_sample_size_equals_its_formula_also_over_blocks():
 def test_equal_weights_are_all_effective():
     log_sums = log_weight_sums(torch.full((2, 8), 10.0), torch.full((8,), -3.0))
     torch.testing.assert_close(effective_sample_size(log_sums), torch.full((2,), 8.0))
+
+
+def test_noise_contrastive_equals_its_formula():
+    _, _, target_logit, logit, target_log_expected, log_expected = toy()
+    actual = noise_contrastive(target_logit - target_log_expected, logit - log_expected)
+    shift = math.log(K)
+    expected = oracles.noise_contrastive_objective(
+        *(x.numpy() for x in (target_logit, logit, target_log_expected - shift, log_expected - shift)), K
+    )
+    np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_noise_contrastive_keeps_its_digits(dtype):
+    """Also where float64 can tell ``softplus`` from its argument, and where there is next to nothing left to learn."""
+    score = torch.tensor([-60.0, -20.0, 0.0, 20.5, 60.0], dtype=dtype)
+    expected = torch.tensor([np.log1p(np.exp(x)) if x < 30 else x + np.exp(-x) for x in score.double().tolist()])
+    tolerance = 4 * torch.finfo(dtype).eps
+    none = torch.full((5,), torch.inf, dtype=dtype)
+    torch.testing.assert_close(noise_contrastive(none, score[:, None]), expected.to(dtype), rtol=tolerance, atol=0)
+    torch.testing.assert_close(noise_contrastive(-score, -none[:, None]), expected.to(dtype), rtol=tolerance, atol=0)
 
 
 # -- the bias of the gradient -----------------------------------------------------------------------------------------

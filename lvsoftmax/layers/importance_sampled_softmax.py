@@ -10,11 +10,10 @@ from torch import Tensor
 from lvsoftmax.layer import DenseOutputLayer
 from lvsoftmax.noise import make_noise
 from lvsoftmax.ops.gather_dot import gather_dot
-from lvsoftmax.ops.linear_cross_entropy.sampled import importance_sampling_loss
+from lvsoftmax.ops.linear_cross_entropy.sampled import candidate_loss, importance_sampling_slopes
 from lvsoftmax.ops.noise import Sample, sample_count
 from lvsoftmax.ops.objectives import (
     candidate_logits,
-    candidate_rows,
     effective_sample_size,
     importance_sampling,
     log_weight_sums,
@@ -127,13 +126,11 @@ class ImportanceSampledSoftmax(DenseOutputLayer):
     ) -> Float[Tensor, ""]:
         """Return ``sum(weight * forward)``, its gradients computed on the way, without ``[tokens, samples]``."""
         sample = self.draw(hidden, target, previous) if sample is None else sample
-        ids, log_expected, _ = sample
-        if ids.ndim == 2:
-            return super().loss(hidden, target, weight, previous, sample)
-        rows = candidate_rows(self.weight, self.bias, target, ids, sparse=self.sparse)
-        target_row, row, target_bias, bias = rows
-        target_logit = (hidden * target_row).sum(1) + target_bias
-        return importance_sampling_loss(hidden, row, bias - log_expected, target_logit, weight)
+        sample = sample._replace(target_log_expected=torch.zeros_like(sample.target_log_expected))
+        table = (self.weight, self.bias)
+        return candidate_loss(
+            importance_sampling_slopes, hidden, *table, target, sample, weight, hits=True, sparse=self.sparse
+        )
 
     def diagnostics(self) -> dict[str, float]:
         """Return K and the mean effective sample size of the latest draw, under the present table."""

@@ -5,9 +5,9 @@ from torch import Tensor
 
 from lvsoftmax.layer import DenseOutputLayer
 from lvsoftmax.noise import NoiseName, make_noise
-from lvsoftmax.ops.linear_cross_entropy.sampled import sampled_softmax_loss
+from lvsoftmax.ops.linear_cross_entropy.sampled import candidate_loss, sampled_softmax_slopes
 from lvsoftmax.ops.noise import Sample, log_inclusion, sample_count
-from lvsoftmax.ops.objectives import candidate_logits, candidate_rows, sampled_softmax
+from lvsoftmax.ops.objectives import candidate_logits, sampled_softmax
 
 
 class SampledSoftmax(DenseOutputLayer):
@@ -99,10 +99,7 @@ class SampledSoftmax(DenseOutputLayer):
     ) -> Float[Tensor, ""]:
         """Return ``sum(weight * forward)``, its gradients computed on the way, without ``[tokens, samples]``."""
         sample = self.draw(hidden, target, previous) if sample is None else sample
-        ids, log_expected, target_log_expected = sample
-        if ids.ndim == 2:
-            return super().loss(hidden, target, weight, previous, sample)
-        rows = candidate_rows(self.weight, self.bias, target, ids, sparse=self.sparse)
-        target_row, row, target_bias, bias = rows
-        target_logit = (hidden * target_row).sum(1) + target_bias - target_log_expected
-        return sampled_softmax_loss(hidden, row, bias - log_expected, target_logit, target, ids, weight)
+        table = (self.weight, self.bias)
+        return candidate_loss(
+            sampled_softmax_slopes, hidden, *table, target, sample, weight, hits=False, sparse=self.sparse
+        )

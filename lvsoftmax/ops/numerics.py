@@ -5,6 +5,7 @@ logarithms, sums over words or tokens) runs in float32, or in float64 when the i
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -22,3 +23,8 @@ def product_dtype(hidden: Tensor) -> torch.dtype:
     if hidden.dtype != torch.float64 and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return hidden.dtype
+
+
+def softplus(x: Tensor) -> Tensor:
+    """Return ``log(1 + exp(x))`` to the last digit: PyTorch's default returns x from 20 on, which float64 can tell."""
+    return F.softplus(x, threshold=40.0)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lvsoftmax.ops.gather_dot import gather_dot
-from lvsoftmax.ops.numerics import upcast
+from lvsoftmax.ops.numerics import softplus, upcast
 
 
 def candidate_rows(
@@ -85,6 +85,20 @@ def importance_sampling(target_logit_N: Tensor, logit_NK: Tensor, log_expected: 
         log_expected: ``log(K q_k)``.
     """
     return torch.logsumexp(upcast(logit_NK) - log_expected, 1) - upcast(target_logit_N)
+
+
+def noise_contrastive(target_logit_N: Tensor, logit_NK: Tensor) -> Tensor:
+    """Return ``-log sigmoid(t) - sum_k log sigmoid(-s_k)``: telling the target from the drawn words, one by one.
+
+    With ``t`` and ``s`` the logits less the log expected counts this is noise-contrastive estimation (Mnih & Teh 2012,
+    equation 8), with the plain logits negative sampling (Mikolov et al. 2013, equation 4). Draws that hit the
+    target are noise like any other.
+
+    Args:
+        target_logit_N: ``t``.
+        logit_NK: ``s_k``.
+    """
+    return softplus(-upcast(target_logit_N)) + softplus(upcast(logit_NK)).sum(1)
 
 
 def log_weight_sums(logit_NK: Tensor, log_expected: Tensor) -> Tensor:

@@ -1,7 +1,13 @@
-"""The losses of sampled layers by blocks of tokens, with gradients on the way: no ``[N, K]`` is kept.
+"""The losses of layers that look at few words, with gradients on the way.
 
-Letters: N tokens, D hidden, K drawn words shared by the tokens, C tokens of one block.
+Letters: N tokens, D hidden, V words, K drawn words, C tokens of one block. Words shared by the tokens are taken by
+blocks of tokens, and no ``[N, K]`` is kept.
+
+What differs from one objective to the next is a function of one block, its ``Slopes``. Each is a second form of the
+function of the same name in :mod:`lvsoftmax.ops.objectives`, which holds the formula.
 """
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -9,62 +15,90 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lvsoftmax.ops.linear_cross_entropy.reference import accumulate, blocks, cast, zeros
-from lvsoftmax.ops.numerics import product_dtype, upcast
+from lvsoftmax.ops.noise import Sample
+from lvsoftmax.ops.numerics import product_dtype, softplus, upcast
+from lvsoftmax.ops.objectives import candidate_logits, candidate_rows
+
+Slopes = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""An objective: ``slopes(target_logit_C, logit_CK, upstream_C)``, of corrected logits.
+
+Returns each token's value, and ``upstream`` times its derivative by the target's logit. ``logit`` is -inf where a drawn
+word is left out; it is lost, ``upstream`` times the derivative by it takes its place.
+"""
 
 
-def sampled_softmax_loss(
+def candidate_loss(
+    slopes: Slopes,
     hidden_ND: Tensor,
-    row_KD: Tensor,
-    offset_K: Tensor,
-    target_logit_N: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
     target_N: Tensor,
-    ids_K: Tensor,
+    sample: Sample,
     token_weight_N: Tensor,
+    *,
+    hits: bool,
+    sparse: bool,
 ) -> Tensor:
-    """Return ``sum_n token_weight_n (log(exp(t_n) + sum_{k: ids_k != target_n} exp(s_nk)) - t_n)``, a scalar.
+    """Return ``sum_n token_weight_n objective_n``, a scalar, to be differentiated at most once.
 
-    ``s = hidden @ row.T + offset`` and ``t`` are corrected logits. To be differentiated at most once; the gradients of
-    ``hidden``, ``row``, ``offset`` and ``target_logit`` are computed during the forward pass by three matrix products.
+    Gradients are computed during the forward pass, those of shared words by three matrix products.
+
+    Args:
+        slopes: the objective.
+        hidden_ND: hidden vectors.
+        weight_VD: the table.
+        bias_V: one number per word, or None for zeros.
+        target_N: each token's word.
+        sample: the drawn words, and what to take off the logits of draws and targets.
+        token_weight_N: the weights of the sum.
+        hits: whether a token sees those draws that are its own target.
+        sparse: whether the gradients of table and bias are row-sparse (COO).
     """
-    hit = (target_N, ids_K)
-    return _CandidateLoss.apply(hidden_ND, row_KD, offset_K, target_logit_N, token_weight_N, hit)
+    ids, log_expected, target_log_expected = sample
+    left_out = None if hits else (target_N, ids)
+    if ids.ndim == 2:
+        target_logit_N, logit_NK = candidate_logits(hidden_ND, weight_VD, bias_V, target_N, ids, sparse=sparse)
+        target_logit_N = target_logit_N - target_log_expected
+        return _LogitLoss.apply(target_logit_N, logit_NK, log_expected, token_weight_N, left_out, slopes)
+    rows = candidate_rows(weight_VD, bias_V, target_N, ids, sparse=sparse)
+    target_row_ND, row_KD, target_bias_N, bias_K = rows
+    target_logit_N = upcast(hidden_ND * target_row_ND).sum(1) + target_bias_N - target_log_expected
+    offset_K = bias_K - log_expected
+    return _SharedLoss.apply(target_logit_N, hidden_ND, row_KD, offset_K, token_weight_N, left_out, slopes)
 
 
-def importance_sampling_loss(
-    hidden_ND: Tensor, row_KD: Tensor, offset_K: Tensor, target_logit_N: Tensor, token_weight_N: Tensor
-) -> Tensor:
-    """Return ``sum_n token_weight_n (log(sum_k exp(s_nk)) - t_n)``: the target not in the sum."""
-    return _CandidateLoss.apply(hidden_ND, row_KD, offset_K, target_logit_N, token_weight_N, None)
+def sampled_softmax_slopes(target_logit_C: Tensor, logit_CK: Tensor, upstream_C: Tensor) -> tuple[Tensor, Tensor]:
+    """``log(exp(t) + sum_k exp(s_k)) - t``."""
+    sum_C, margin_C = _exponentials(target_logit_C, logit_CK)
+    pull_C = upstream_C * torch.sigmoid(-margin_C)  # by what the target leaves of the sum
+    logit_CK *= (pull_C / sum_C).nan_to_num_(0.0)[:, None]
+    return -F.logsigmoid(margin_C), -pull_C
 
 
-class _CandidateLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, hidden_ND, row_KD, offset_K, target_logit_N, token_weight_N, hit):
-        dtype = product_dtype(hidden_ND)
-        gradients: list[Tensor | None] = [zeros(x, x.dtype) for x in (hidden_ND, row_KD, offset_K)]
-        cast_KD = row_KD.to(dtype)
-        target_logit_N = upcast(target_logit_N)
-        loss_N, target_gradient_N = torch.empty_like(target_logit_N), torch.empty_like(target_logit_N)
-        for block in blocks(len(hidden_ND), len(row_KD)):
-            hidden_CD = hidden_ND[block].to(dtype)
-            exp_CK = upcast(hidden_CD @ cast_KD.T)
-            exp_CK += offset_K
-            if hit is not None:
-                exp_CK.masked_fill_(hit[0][block, None] == hit[1], -torch.inf)
-            # A row whose every word is left out has no largest logit to subtract.
-            largest_C = exp_CK.amax(1).nan_to_num_(neginf=0.0)
-            sum_C = exp_CK.sub_(largest_C[:, None]).exp_().sum(1)
-            margin_C = target_logit_N[block] - largest_C - sum_C.log()
-            loss_N[block] = -margin_C if hit is None else -F.logsigmoid(margin_C)
-            # What the drawn words have of the sum: everything, or what the target leaves of it.
-            share_C = torch.ones_like(margin_C) if hit is None else torch.sigmoid(-margin_C)
-            pull_C = token_weight_N[block] * share_C
-            target_gradient_N[block] = -pull_C
-            exp_CK *= (pull_C / sum_C).nan_to_num_(0.0)[:, None]
-            accumulate(gradients, block, exp_CK, hidden_CD, cast_KD)
-        ctx.gradients = [*cast(gradients, hidden_ND, row_KD, offset_K), target_gradient_N]
-        ctx.loss_N = loss_N if ctx.needs_input_grad[4] else None
-        return (token_weight_N * loss_N).sum()
+def importance_sampling_slopes(target_logit_C: Tensor, logit_CK: Tensor, upstream_C: Tensor) -> tuple[Tensor, Tensor]:
+    """``log(sum_k exp(s_k)) - t``: the target not in the sum."""
+    sum_C, margin_C = _exponentials(target_logit_C, logit_CK)
+    logit_CK *= (upstream_C / sum_C)[:, None]
+    return -margin_C, -upstream_C
+
+
+def noise_contrastive_slopes(target_logit_C: Tensor, logit_CK: Tensor, upstream_C: Tensor) -> tuple[Tensor, Tensor]:
+    """``-log sigmoid(t) - sum_k log sigmoid(-s_k)``."""
+    value_C = softplus(-target_logit_C) + softplus(logit_CK).sum(1)
+    logit_CK.sigmoid_().mul_(upstream_C[:, None])
+    return value_C, -upstream_C * torch.sigmoid(-target_logit_C)
+
+
+def _exponentials(target_logit_C: Tensor, logit_CK: Tensor) -> tuple[Tensor, Tensor]:
+    """Overwrite the logits by ``exp(s - max s)``; return their sum, and ``t - log sum exp(s)``."""
+    # A row whose every word is left out has no largest logit to subtract.
+    largest_C = logit_CK.amax(1).nan_to_num_(neginf=0.0)
+    sum_C = logit_CK.sub_(largest_C[:, None]).exp_().sum(1)
+    return sum_C, target_logit_C - largest_C - sum_C.log()
+
+
+class _OnTheWay(torch.autograd.Function):
+    """Functions that have computed the gradients of their inputs, ``ctx.gradients``, by the end of ``forward``."""
 
     @staticmethod
     @once_differentiable
@@ -73,8 +107,37 @@ class _CandidateLoss(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             raise RuntimeError("this loss can be differentiated once; use the per-token forward to do it again")
-        return (
-            *(gradient.mul_(upstream) for gradient in gradients),
-            None if ctx.loss_N is None else upstream * ctx.loss_N,
-            None,
-        )
+        return (*(None if gradient is None else gradient.mul_(upstream) for gradient in gradients), None, None)
+
+
+class _SharedLoss(_OnTheWay):
+    @staticmethod
+    def forward(ctx, target_logit_N, hidden_ND, row_KD, offset_K, token_weight_N, left_out, slopes):
+        dtype = product_dtype(hidden_ND)
+        gradients: list[Tensor | None] = [zeros(x, x.dtype) for x in (hidden_ND, row_KD, offset_K)]
+        cast_KD = row_KD.to(dtype)
+        value_N, target_gradient_N = torch.empty_like(target_logit_N), torch.empty_like(target_logit_N)
+        for block in blocks(len(hidden_ND), len(row_KD)):
+            hidden_CD = hidden_ND[block].to(dtype)
+            logit_CK = upcast(hidden_CD @ cast_KD.T)
+            logit_CK += offset_K
+            if left_out is not None:
+                logit_CK.masked_fill_(left_out[0][block, None] == left_out[1], -torch.inf)
+            value_N[block], target_gradient_N[block] = slopes(target_logit_N[block], logit_CK, token_weight_N[block])
+            accumulate(gradients, block, logit_CK, hidden_CD, cast_KD)
+        loss = (token_weight_N * value_N).sum()
+        ctx.gradients = (target_gradient_N, *cast(gradients, hidden_ND, row_KD, offset_K), value_N)
+        return loss
+
+
+class _LogitLoss(_OnTheWay):
+    @staticmethod
+    def forward(ctx, target_logit_N, logit_NK, log_expected_NK, token_weight_N, left_out, slopes):
+        gradient_NK = logit_NK - log_expected_NK
+        if left_out is not None:
+            gradient_NK.masked_fill_(left_out[0][:, None] == left_out[1], -torch.inf)
+        value_N, target_gradient_N = slopes(target_logit_N, gradient_NK, token_weight_N)
+        loss = (token_weight_N * value_N).sum()
+        log_expected_gradient_NK = -gradient_NK if ctx.needs_input_grad[2] else None
+        ctx.gradients = (target_gradient_N, gradient_NK, log_expected_gradient_NK, value_N)
+        return loss
