@@ -12,13 +12,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lvsoftmax.layer import unigram_log_prob
 from lvsoftmax.layers.hierarchical_softmax import HierarchicalSoftmax
+from lvsoftmax.ops import partition
 
-TREES = ("huffman", "balanced", "random", "clustered")
+TREES = ("huffman", "plain huffman", "balanced", "random", "clustered")
 for_every_tree = pytest.mark.parametrize("tree", TREES)
 
 
 def build(tree="huffman", counts=COUNTS, hidden_size=8, **options):
     vectors = torch.randn(len(counts), 3, generator=torch.Generator().manual_seed(0))
+    if tree == "plain huffman":
+        tree, vectors = "huffman", None
     return HierarchicalSoftmax(hidden_size, counts, tree=tree, embeddings=vectors, **options)
 
 
@@ -179,12 +182,21 @@ def test_any_tree_loads_into_any_instance(tree):
     assert torch.equal(again.log_prob(hidden), saved.log_prob(hidden))
 
 
-def test_embeddings_from_a_file(tmp_path):
+@pytest.mark.parametrize("tree", ["huffman", "clustered"])
+def test_embeddings_from_a_file(tree, tmp_path):
     vectors = np.random.default_rng(0).normal(size=(97, 4))
     np.save(tmp_path / "vectors.npy", vectors)
-    from_file = HierarchicalSoftmax(8, COUNTS, tree="clustered", embeddings=str(tmp_path / "vectors.npy"))
-    given = HierarchicalSoftmax(8, COUNTS, tree="clustered", embeddings=torch.from_numpy(vectors))
+    from_file = HierarchicalSoftmax(8, COUNTS, tree=tree, embeddings=str(tmp_path / "vectors.npy"))
+    given = HierarchicalSoftmax(8, COUNTS, tree=tree, embeddings=torch.from_numpy(vectors))
     assert torch.equal(from_file.word_branch, given.word_branch)
+    assert not torch.equal(given.word_branch, HierarchicalSoftmax(8, COUNTS, tree="balanced").word_branch)
+
+
+def test_meaning_changes_which_words_share_a_path_and_no_length_of_one():
+    arranged, plain = build("huffman"), build("plain huffman")
+    assert not torch.equal(arranged.word_branch, plain.word_branch)
+    depth = [partition.depths(partition.Tree(x.node_branch.numpy(), x.word_branch.numpy())) for x in (arranged, plain)]
+    assert depth[0].tolist() == depth[1].tolist()
 
 
 # -- bad input --------------------------------------------------------------------------------------------------------

@@ -6,7 +6,17 @@ from functools import cache
 import numpy as np
 import pytest
 
-from lvsoftmax.ops.partition import balanced_tree, bands, clustered_tree, huffman_tree, levels, log_odds, paces
+from lvsoftmax.ops import partition
+from lvsoftmax.ops.partition import (
+    arranged_huffman_tree,
+    balanced_tree,
+    bands,
+    clustered_tree,
+    huffman_tree,
+    levels,
+    log_odds,
+    paces,
+)
 
 RNG = np.random.default_rng(7)
 
@@ -69,6 +79,7 @@ COUNTS = {
     "fibonacci": ranked([1, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89]),
     "zipf": zipf(97),
     "ties and zeros": ranked(RNG.integers(0, 4, 60)),
+    "deeper than 63": ranked([1, *(int(1.7**k) for k in range(1, 75))]),
     "wide range": [10**12, 10**11, 10**3, 10, 1, 1, 0],
 }
 for_all_counts = pytest.mark.parametrize("counts", [np.asarray(c) for c in COUNTS.values()], ids=list(COUNTS))
@@ -78,6 +89,8 @@ def trees(counts: np.ndarray) -> dict:
     vectors = np.random.default_rng(0).normal(size=(len(counts), 3))
     return {
         "huffman": huffman_tree(counts),
+        "huffman arranged": arranged_huffman_tree(vectors, counts),
+        "huffman alike": arranged_huffman_tree(np.ones_like(vectors), counts),
         "balanced": balanced_tree(np.arange(len(counts))),
         "random": balanced_tree(np.random.default_rng(1).permutation(len(counts))),
         "clustered": clustered_tree(vectors, counts),
@@ -98,6 +111,12 @@ def test_every_branch_leads_to_one_node_or_word_and_levels_are_slices(counts):
         assert sorted(used) == list(range(2 * nodes)), name
         assert (np.diff(tree.node_branch) > 0).all(), name
         assert (tree.node_branch >> 1 < np.arange(nodes)).all(), name
+
+
+@for_all_counts
+def test_depths_are_the_lengths_of_the_paths(counts):
+    for name, tree in trees(counts).items():
+        assert partition.depths(tree).tolist() == depths(tree).tolist(), name
 
 
 @for_all_counts
@@ -173,6 +192,54 @@ def test_huffman_fills_the_code_and_stays_within_a_bit_of_the_entropy(counts):
 def test_huffman_breaks_ties_for_the_least_depth():
     assert sorted(depths(huffman_tree(np.array([2, 1, 1, 1, 1])))) == [2, 2, 2, 3, 3]
     assert sorted(depths(huffman_tree(np.array([2, 2, 1, 1])))) == [2, 2, 2, 2]
+
+
+@for_all_counts
+def test_arranging_by_meaning_keeps_every_depth(counts):
+    expected = depths(huffman_tree(counts))
+    for width in (1, 3):
+        vectors = np.random.default_rng(width).normal(size=(len(counts), width))
+        assert depths(arranged_huffman_tree(vectors, counts)).tolist() == expected.tolist()
+
+
+def test_arranging_keeps_depths_on_many_random_counts():
+    for size in RNG.integers(2, 300, 8):
+        for counts in map(ranked, (RNG.integers(0, 6, size), (1e6 * RNG.random(size) ** 9).astype(np.int64))):
+            arranged = arranged_huffman_tree(RNG.normal(size=(size, 2)), counts)
+            assert depths(arranged).tolist() == depths(huffman_tree(counts)).tolist()
+
+
+def test_arranging_parts_words_by_meaning_and_not_by_frequency():
+    """Four meanings, each with a word of every frequency, by twos near each other."""
+    counts = np.repeat([64, 32, 16, 8, 4, 2, 1, 1], 4)
+    meaning = np.concatenate([RNG.permutation(4) for _ in range(8)])
+    vectors = np.stack([meaning // 2 * 8.0, meaning % 2 * 2.0], 1) + 0.1 * RNG.normal(size=(32, 2))
+    tree = arranged_huffman_tree(vectors, counts)
+    ends = [list(reversed(path(tree, word))) for word in range(32)]
+    assert len({(end[0], m // 2) for end, m in zip(ends, meaning, strict=True)}) == 2
+    assert len({(*end[:2], m) for end, m in zip(ends, meaning, strict=True)}) == 4
+    by_frequency = [list(reversed(path(huffman_tree(counts), word))) for word in range(32)]
+    assert len({(*end[:2], m) for end, m in zip(by_frequency, meaning, strict=True)}) > 4
+
+
+def test_half_is_filled_in_turn_with_all_that_fits():
+    """Random divisions of powers of two, in random order, against the plain loop."""
+    stretches, expected = [], []
+    for size in RNG.integers(2, 60, 100):
+        mass = [2**40]
+        while len(mass) < size:
+            whole = mass.pop(RNG.integers(len(mass)))
+            mass += [whole // 2, whole // 2]
+        mass = RNG.permutation(mass)
+        room = 2**39
+        for m in mass:
+            expected.append(m <= room)
+            room -= m * expected[-1]
+        assert room == 0
+        stretches.append(mass)
+    size = np.array([len(mass) for mass in stretches])
+    left = partition._fill_half(np.concatenate(stretches), np.cumsum(size) - size, size)
+    assert left.tolist() == expected
 
 
 def test_huffman_takes_a_large_vocabulary():

@@ -19,11 +19,12 @@ class HierarchicalSoftmax(OutputLayer):
     The sign tells the two branches of a node apart. The V words are the leaves of a binary tree, so there are V - 1
     nodes. The tree is fixed:
 
-    - ``huffman``: the least expected path length under the training counts, at most a node above their entropy;
+    - ``huffman``: the least expected path length under the training counts, at most a node above their entropy. It
+      leaves open which words share a path: with word vectors, those near in meaning; without, equally frequent ones;
     - ``balanced``: halves of the frequency ranking, all paths about log2 V long;
     - ``random``: halves of a random permutation, drawn from torch's global stream at construction;
-    - ``clustered``: recursive two-means on given word vectors, so that words near in meaning share a path, each cut
-      halving the mass, so that paths are about as short as Huffman's.
+    - ``clustered``: recursive two-means on word vectors, so that words near in meaning share a path, each cut halving
+      the mass, so that paths are about as short as Huffman's.
 
     The fixed pace ``c_n = min(1, sqrt(mass of the most frequent word / mass under n))`` lets a tree train at the
     learning rate of a full softmax. Every token trains the root, and at a rate that suits the rows of a softmax table
@@ -47,7 +48,8 @@ class HierarchicalSoftmax(OutputLayer):
         counts: ``[vocab]`` training frequency of each word, non-increasing.
         tree: how the tree is built.
         embeddings: one vector per word ``[vocab, any]`` in the order of ``counts``, or the path of an .npy file that
-            holds them; what ``tree=clustered`` clusters.
+            holds them; for ``huffman`` and ``clustered``. In a run's configuration ``text``: vectors made from the
+            training text.
         sparse: row-sparse gradients: a step touches the nodes on its targets' paths only.
 
     Raises:
@@ -76,7 +78,10 @@ class HierarchicalSoftmax(OutputLayer):
         count = counts.double().cpu().numpy()
         match tree:
             case "huffman":
-                built = partition.huffman_tree(count)
+                if embeddings is None:
+                    built = partition.huffman_tree(count)
+                else:
+                    built = partition.arranged_huffman_tree(_word_vectors(embeddings, len(count)), count)
             case "balanced":
                 built = partition.balanced_tree(np.arange(len(count)))
             case "random":

@@ -66,24 +66,57 @@ def balanced_tree(order: np.ndarray) -> Tree:
     return _number(len(order), np.array([[0, len(order)]]), open_spans)
 
 
+def arranged_huffman_tree(embeddings: np.ndarray, counts: np.ndarray, iterations: int = 8) -> Tree:
+    """Return a tree of Huffman's depths with words alike in meaning near each other.
+
+    Optimal is every tree that has Huffman's depths ``l``, whichever words it puts together. The words' shares ``2^-l``
+    sum to 1, and words can hang from one node at depth ``k`` if their shares sum to ``2^-k``. Hence recursive two-means
+    as in :func:`clustered_tree`, with these shares for the mass, but one half of a cluster is filled, in the order of
+    projection, with every word that still fits. Exactly half is filled then: if ``r`` of it stayed free, every word
+    left out would have a larger share than ``r``; the least of these divides the others and the half, hence ``r``,
+    which is less than it and so 0.
+
+    Args:
+        embeddings: ``[vocab, width]`` one vector per word.
+        counts: ``[vocab]`` non-increasing, not negative.
+        iterations: rounds of assignment and means per cut, at most.
+    """
+    depth = depths(huffman_tree(counts))
+    share = 2 ** (depth.max() - depth).astype(object)  # of Python's integers: a depth may exceed 63
+    if depth.max() < 63:
+        share = share.astype(np.int64)
+    return _two_means(embeddings, share, _fill_half, iterations)
+
+
 def clustered_tree(embeddings: np.ndarray, counts: np.ndarray, iterations: int = 8) -> Tree:
     """Return the tree of recursive two-means on word vectors, each cut leaving half of the mass on either side.
 
     Words are assigned in the order of their projection on the difference of the two means, up to the word where half of
     the cluster's mass is reached. Hence, as in a Huffman tree, a word's depth is about ``-log2`` of its frequency (each
     count raised by one), whatever the vectors; Mnih & Hinton 2009 (section 5) bound the depth by balancing numbers of
-    words instead. A cluster's first direction points from its mean to the word farthest from it. All clusters of a
-    level are cut together.
+    words instead. Words count by their mass in the means, too: then this assignment is the one, but for the word at the
+    cut, that minimises the mean squared distance of a token from its half's mean. A cluster's first direction points
+    from its mean to the word farthest from it. All clusters of a level are cut together.
 
     Args:
         embeddings: ``[vocab, width]`` one vector per word.
         counts: ``[vocab]`` not negative.
         iterations: rounds of assignment and means per cut, at most.
     """
-    vocab = len(counts)
+    return _two_means(embeddings, np.asarray(counts, np.float64) + 1, _reach_half, iterations)
+
+
+def _two_means(
+    embeddings: np.ndarray,
+    mass: np.ndarray,
+    halve: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
+    iterations: int,
+) -> Tree:
+    """Return the tree of recursive two-means; ``halve`` says which of the sorted words of each cluster go left."""
+    vocab = len(mass)
     vectors = np.ascontiguousarray(embeddings, np.float32)
-    mass = np.asarray(counts, np.float64) + 1
     order = np.arange(vocab)
+    is_left = np.zeros(vocab, bool)
 
     def open_clusters(span: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         size = span[:, 1] - span[:, 0]
@@ -92,25 +125,32 @@ def clustered_tree(embeddings: np.ndarray, counts: np.ndarray, iterations: int =
         position = np.arange(len(cluster)) + np.repeat(span[:, 0] - first, size)
         word = order[position]
         x = vectors[word]
-        spread = x - _means(x, first, size)[cluster]
+        weight = (mass[word] / np.maximum.reduceat(mass[word], first)[cluster]).astype(np.float32)
+        spread = x - _means(x, weight, first)[cluster]
         distance = np.einsum("we,we->w", spread, spread)
-        farthest = np.lexsort((distance, cluster))[first + size - 1]
-        direction = spread[farthest]
+        direction = spread[np.lexsort((distance, cluster))[first + size - 1]]
         middle = first
         for _ in range(iterations):
             sort = np.lexsort((np.einsum("we,we->w", x, direction[cluster]), cluster))
-            x, word, before = x[sort], word[sort], word
-            middle = _half_mass(mass[word], first, size)
-            if np.array_equal(word, before):
+            left = halve(mass[word[sort]], first, size)
+            apart = np.argsort(2 * cluster - left, kind="stable")
+            sort, left = sort[apart], left[apart]
+            x, word, weight = x[sort], word[sort], weight[sort]
+            middle = first + np.add.reduceat(left, first, dtype=np.int64)
+            if np.array_equal(left, is_left[word]):
                 break
-            bounds = np.stack([first, middle], 1).ravel()
-            sizes = np.stack([middle - first, first + size - middle], 1).ravel()
-            mean = _means(x, bounds, sizes)
+            is_left[word] = left
+            mean = _means(x, weight, np.stack([first, middle], 1).ravel())
             direction = mean[1::2] - mean[::2]
         order[position] = word
         return _cut(order, span, span[:, 0] + middle - first)
 
     return _number(vocab, np.array([[0, vocab]]), open_clusters)
+
+
+def depths(tree: Tree) -> np.ndarray:
+    """Return the number of nodes on the path to each word."""
+    return np.searchsorted(_level_bounds(tree), tree.word_branch >> 1, side="right")
 
 
 class Levels(NamedTuple):
@@ -223,16 +263,42 @@ def _cut(order: np.ndarray, span: np.ndarray, middle: np.ndarray) -> tuple[np.nd
     return half, np.where(half[:, 1] - half[:, 0] == 1, order[half[:, 0]], -1)
 
 
-def _half_mass(mass: np.ndarray, first: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Return where to cut each stretch of ``mass`` to come closest to halves, leaving a word on either side."""
+def _reach_half(mass: np.ndarray, first: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Return which of the words of each stretch are in its left half.
+
+    These are the first words, so many that their mass comes closest to half; a word is left on either side.
+    """
     reached = np.cumsum(mass)
     before = reached[first] - mass[first]
     half = (before + reached[first + size - 1]) / 2
     middle = np.clip(np.searchsorted(reached, half), first, first + size - 2)  # the last word of the left half, if it
     over = reached[middle] - half > half - reached[middle] + mass[middle]  # is not lighter without it
-    return np.clip(middle + 1 - over, first + 1, first + size - 1)
+    return np.arange(len(mass)) < np.repeat(np.clip(middle + 1 - over, first + 1, first + size - 1), size)
 
 
-def _means(x: np.ndarray, first: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Return the means of consecutive stretches of rows."""
-    return np.add.reduceat(x, first, axis=0) / size[:, None].astype(x.dtype)
+def _fill_half(mass: np.ndarray, first: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Return which of the words of each stretch are in its left half: in turn all that fit.
+
+    Every mass is a power of two, and so is that of a stretch, so that the half is filled exactly. Each round takes the
+    words up to the first that does not fit, in all stretches, and sets aside those that will not fit any more. What is
+    left has at most half the mass of that one, so that there are no more rounds than different masses.
+    """
+    left = np.zeros(len(mass), bool)
+    room = np.add.reduceat(mass, first) // 2
+    place, stretch = np.arange(len(mass)), np.repeat(np.arange(len(first)), size)
+    while len(place):
+        start = np.flatnonzero(np.diff(stretch, prepend=-1))
+        here, pending = stretch[start], mass[place]
+        reached = np.cumsum(pending)
+        reached -= np.repeat(reached[start] - pending[start], np.diff(start, append=len(place)))
+        fits = reached <= room[stretch]
+        left[place[fits]] = True
+        room[here] -= np.add.reduceat(np.where(fits, pending, 0), start)
+        stays = ~fits & (pending <= room[stretch])
+        place, stretch = place[stays], stretch[stays]
+    return left
+
+
+def _means(x: np.ndarray, weight: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """Return the weighted means of consecutive stretches of rows."""
+    return np.add.reduceat(x * weight[:, None], first, axis=0) / np.add.reduceat(weight, first)[:, None]
