@@ -69,6 +69,11 @@ def noise_contrastive_estimation(layer, hidden: np.ndarray) -> np.ndarray:
     return log_softmax(dense_logits(layer, hidden) - array(layer.log_normaliser))
 
 
+def negative_sampling(layer, hidden: np.ndarray) -> np.ndarray:
+    """Levy & Goldberg 2014, equation 7, solved for p: the optimal score is ``log p - log(k q)``."""
+    return log_softmax(dense_logits(layer, hidden) + array(layer.log_expected))
+
+
 def sampled_softmax_objective(target, ids, target_logit, logit, target_log_expected, log_expected) -> np.ndarray:
     """Jean et al. 2015, section 3, word by word: the target among itself and the other words drawn."""
     values = []

@@ -6,7 +6,7 @@ from torch import Generator, Tensor
 
 from lvsoftmax.noise.distinct import DistinctNoise
 from lvsoftmax.noise.independent import IndependentNoise
-from lvsoftmax.ops.noise import Sample
+from lvsoftmax.ops.noise import FixedNoiseName, Sample
 
 NoiseName = Literal["uniform", "log_uniform", "unigram"]
 
@@ -56,6 +56,22 @@ def make_noise(
 
     Raises:
         ValueError: the noise cannot be had with these arguments.
+    """
+    return make_fixed_noise(noise, counts, count, power=power, replacement=replacement, per_token=per_token)
+
+
+def make_fixed_noise(
+    noise: FixedNoiseName,
+    counts: Tensor,
+    count: int,
+    *,
+    power: float = 1.0,
+    replacement: bool = True,
+    per_token: bool = False,
+) -> IndependentNoise | DistinctNoise:
+    """Build a noise that neither depends on the context nor changes, and so knows every word's ``log_expected``.
+
+    The arguments and errors are those of ``make_noise``.
     """
     if replacement:
         return IndependentNoise(counts, noise, power, count, per_token=per_token)

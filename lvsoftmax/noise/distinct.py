@@ -29,7 +29,11 @@ class DistinctNoise(nn.Module):
     def draw(self, hidden: Tensor, target: Tensor, previous: Tensor | None, generator: Generator) -> Sample:
         """Draw ``[K]`` different words; ``log_expected`` is the log inclusion probability."""
         ids = ops.draw_distinct(self.mass, self.count, generator)
-        return Sample(ids, *(ops.log_inclusion_probability(self.mass, words) for words in (ids, target)))
+        return Sample(ids, self.log_expected(ids), self.log_expected(target))
+
+    def log_expected(self, words: Tensor) -> Tensor:
+        """Return the log inclusion probability of these words."""
+        return ops.log_inclusion_probability(self.mass, words)
 
     def observe(self, target: Tensor) -> None:
         """Nothing: the distribution is fixed."""

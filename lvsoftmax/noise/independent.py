@@ -34,7 +34,11 @@ class IndependentNoise(nn.Module):
         """Draw ``[K]`` words, or ``[tokens, K]``; ``log_expected`` is ``log(K q)``."""
         shape = (len(target), self.count) if self.per_token else (self.count,)
         ids = ops.draw_independent(ops.AliasTable(self.mass, self.threshold, self.alias), shape, generator)
-        return Sample(ids, *(ops.log_expected_count(self.mass, words, self.count) for words in (ids, target)))
+        return Sample(ids, self.log_expected(ids), self.log_expected(target))
+
+    def log_expected(self, words: Tensor) -> Tensor:
+        """Return ``log(K q)`` of these words."""
+        return ops.log_expected_count(self.mass, words, self.count)
 
     def observe(self, target: Tensor) -> None:
         """Nothing: the distribution is fixed."""

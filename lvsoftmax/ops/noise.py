@@ -34,6 +34,10 @@ class Sample(NamedTuple):
         shift = math.log(count / self.ids.shape[-1])
         return Sample(self.ids[..., :count], self.log_expected[..., :count] + shift, self.target_log_expected + shift)
 
+    def uncorrected(self) -> "Sample":
+        """Return these draws for objectives that take nothing off the logits."""
+        return Sample(self.ids, torch.zeros_like(self.log_expected), torch.zeros_like(self.target_log_expected))
+
 
 class AliasTable(NamedTuple):
     """A distribution cut into V columns of equal mass, each shared by at most two words."""
