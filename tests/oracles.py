@@ -42,6 +42,21 @@ def hierarchical_softmax(layer, hidden: np.ndarray) -> np.ndarray:
     return log_prob
 
 
+def class_softmax(layer, hidden: np.ndarray) -> np.ndarray:
+    """Goodman 2001, equation 2: the probability of a class, times that of a word among the words of its class."""
+    weight, bias = array(layer.weight), array(layer.bias)
+    class_log_prob = log_softmax(hidden @ array(layer.class_weight).T + array(layer.class_bias))
+    word_of_row = {row: word for word, row in enumerate(layer.row.tolist())}
+    log_prob = np.full((len(hidden), layer.vocab_size), np.nan)
+    bound = layer.bound.tolist()
+    for c in range(len(bound) - 1):
+        rows = range(bound[c], bound[c + 1])
+        within = log_softmax(np.stack([hidden @ weight[row] + bias[row] for row in rows], 1))
+        for place, row in enumerate(rows):
+            log_prob[:, word_of_row[row]] = class_log_prob[:, c] + within[:, place]
+    return log_prob
+
+
 def sampled_softmax(layer, hidden: np.ndarray) -> np.ndarray:
     """Jean et al. 2015, section 3: the words drawn matter in training only."""
     return log_softmax(dense_logits(layer, hidden))

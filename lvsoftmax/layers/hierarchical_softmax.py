@@ -81,13 +81,17 @@ class HierarchicalSoftmax(OutputLayer):
                 if embeddings is None:
                     built = partition.huffman_tree(count)
                 else:
-                    built = partition.arranged_huffman_tree(_word_vectors(embeddings, len(count)), count)
+                    built = partition.arranged_huffman_tree(
+                        partition.word_vectors(embeddings, len(count), "tree=huffman"), count
+                    )
             case "balanced":
                 built = partition.balanced_tree(np.arange(len(count)))
             case "random":
                 built = partition.balanced_tree(torch.randperm(len(count)).numpy())
             case "clustered":
-                built = partition.clustered_tree(_word_vectors(embeddings, len(count)), count)
+                built = partition.clustered_tree(
+                    partition.word_vectors(embeddings, len(count), "tree=clustered"), count
+                )
             case _:
                 raise ValueError(f"tree={tree!r}: choose huffman, balanced, random or clustered")
         self.register_buffer("node_branch", torch.from_numpy(built.node_branch))
@@ -127,23 +131,3 @@ def _lay_out(layer: HierarchicalSoftmax, _: object = None) -> None:
     layer.level_sizes = laid_out.sizes
     for name in ("node_position", "leaf_position", "word_leaf"):
         layer.register_buffer(name, torch.from_numpy(getattr(laid_out, name)).to(device), persistent=False)
-
-
-def _word_vectors(embeddings: Tensor | str | None, vocab_size: int) -> np.ndarray:
-    """Return ``embeddings`` as an array, one row per word."""
-    if embeddings is None:
-        raise ValueError(
-            "embeddings=None: tree=clustered needs a vector per word; give a tensor or the path of an .npy"
-        )
-    if isinstance(embeddings, str):
-        try:
-            vectors = np.load(embeddings)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"embeddings={embeddings!r}: cannot be read; give the path of an .npy file") from error
-    else:
-        vectors = embeddings.detach().float().cpu().numpy()
-    if vectors.ndim != 2 or len(vectors) != vocab_size:
-        raise ValueError(f"embeddings has shape {list(vectors.shape)}: give one row for each of the {vocab_size} words")
-    if not np.isfinite(vectors).all():
-        raise ValueError("embeddings has values that are not finite; remove them")
-    return vectors

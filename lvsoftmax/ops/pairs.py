@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lvsoftmax.ops import memory
 from lvsoftmax.ops.numerics import upcast
 
 
@@ -62,13 +63,13 @@ def pair_gradients(
         row_P, order_P = row_P.sort()
         token_P, gradient_P = token_P[order_P], gradient_P[order_P]
         if sparse:
-            row_U, size_U = torch.unique_consecutive(row_P, return_counts=True)
+            row_U, row_P, size_U = torch.unique_consecutive(row_P, return_inverse=True, return_counts=True)
             bag_U = bag_starts(size_U)
         else:
             row_U = None
             bag_U = torch.searchsorted(row_P, torch.arange(len(table_MD), device=row_P.device))
         if needed[1]:
-            rows_UD = _bag_sums(upcast(hidden_ND), token_P, bag_U, gradient_P).to(table_MD.dtype)
+            rows_UD = _row_sums(upcast(hidden_ND), token_P, bag_U, row_P, gradient_P).to(table_MD.dtype)
             grad_table = _spread(rows_UD, row_U, table_MD)
         if needed[2] and bias_M is not None:
             one_N1 = gradient_P.new_ones(len(hidden_ND), 1)
@@ -80,6 +81,21 @@ def pair_gradients(
 def _bag_sums(table: Tensor, row_P: Tensor, bag: Tensor, factor_P: Tensor) -> Tensor:
     """Return the sum of ``factor * table[row]`` over the pairs of each bag, bags given by where they start."""
     return F.embedding_bag(row_P, table, bag, mode="sum", per_sample_weights=factor_P)
+
+
+def _row_sums(table: Tensor, row_P: Tensor, bag: Tensor, bag_P: Tensor, factor_P: Tensor) -> Tensor:
+    """Return what ``_bag_sums`` does, for many bags: a large result goes into memory that is cheap to touch.
+
+    The kernel of a bag takes memory of its own; that of a sparse product, a little slower, writes where it is told to.
+    """
+    size = (len(bag), table.shape[1])
+    if not memory.is_large(size, table):
+        return _bag_sums(table, row_P, bag, factor_P)
+    factors = torch.sparse_coo_tensor(
+        torch.stack([bag_P, row_P]), factor_P, (len(bag), len(table)), is_coalesced=True, check_invariants=False
+    )
+    result = memory.zeros(size, table)
+    return torch.addmm(result, factors, table, out=result)
 
 
 def _spread(rows: Tensor, index_U: Tensor | None, like: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Counts to bands and binary trees: NumPy arrays of integers, computed once when a layer is built.
+"""Counts to bands, classes and binary trees: NumPy arrays of integers, computed once when a layer is built.
 
 A binary tree over V words has V - 1 inner nodes, numbered from the root (node 0) level by level, from left to right,
 so that every level is a slice. Node ``n`` has the branches ``2 n`` and ``2 n + 1``; a tree is the list of the branches
@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 
 class Tree(NamedTuple):
@@ -85,7 +86,7 @@ def arranged_huffman_tree(embeddings: np.ndarray, counts: np.ndarray, iterations
     share = 2 ** (depth.max() - depth).astype(object)  # of Python's integers: a depth may exceed 63
     if depth.max() < 63:
         share = share.astype(np.int64)
-    return _two_means(embeddings, share, _fill_half, iterations)
+    return _two_means(embeddings, share, _fill_half, iterations)[0]
 
 
 def clustered_tree(embeddings: np.ndarray, counts: np.ndarray, iterations: int = 8) -> Tree:
@@ -103,7 +104,12 @@ def clustered_tree(embeddings: np.ndarray, counts: np.ndarray, iterations: int =
         counts: ``[vocab]`` not negative.
         iterations: rounds of assignment and means per cut, at most.
     """
-    return _two_means(embeddings, np.asarray(counts, np.float64) + 1, _reach_half, iterations)
+    return _two_means(embeddings, np.asarray(counts, np.float64) + 1, _reach_half, iterations)[0]
+
+
+def clustered_order(embeddings: np.ndarray, counts: np.ndarray, iterations: int = 8) -> np.ndarray:
+    """Return the words in the order of the leaves of :func:`clustered_tree`: alike in meaning, near in order."""
+    return _two_means(embeddings, np.asarray(counts, np.float64) + 1, _reach_half, iterations)[1]
 
 
 def _two_means(
@@ -111,8 +117,11 @@ def _two_means(
     mass: np.ndarray,
     halve: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
     iterations: int,
-) -> Tree:
-    """Return the tree of recursive two-means; ``halve`` says which of the sorted words of each cluster go left."""
+) -> tuple[Tree, np.ndarray]:
+    """Return the tree of recursive two-means, and its leaves from left to right.
+
+    ``halve`` says which of the sorted words of each cluster go left.
+    """
     vocab = len(mass)
     vectors = np.ascontiguousarray(embeddings, np.float32)
     order = np.arange(vocab)
@@ -145,7 +154,7 @@ def _two_means(
         order[position] = word
         return _cut(order, span, span[:, 0] + middle - first)
 
-    return _number(vocab, np.array([[0, vocab]]), open_clusters)
+    return _number(vocab, np.array([[0, vocab]]), open_clusters), order
 
 
 def depths(tree: Tree) -> np.ndarray:
@@ -227,6 +236,53 @@ def bands(
         mass = np.cumsum(np.asarray(counts, np.float64))
         inner = 1 + np.searchsorted(mass, reached * mass[-1])
     return np.concatenate(([0], inner, [len(counts)]))
+
+
+def classes(mass: np.ndarray, number: int) -> np.ndarray:
+    """Cut words, in the order given, into classes of about equal mass, each with a word at least.
+
+    Class k ends with the word that reaches ``(k + 1) / number`` of the mass (Mikolov et al. 2011). A word with more
+    than its share is a class alone, and so are the words after it until the classes have caught up.
+
+    Args:
+        mass: ``[vocab]`` positive.
+        number: of classes, at most one per word.
+
+    Returns:
+        ``[number + 1]`` rising bounds from 0 to vocab.
+    """
+    reached = np.cumsum(mass)
+    inner = np.arange(1, number)
+    bound = 1 + np.searchsorted(reached, inner * reached[-1] / number)
+    bound = np.maximum.accumulate(bound - inner) + inner
+    return np.concatenate(([0], np.minimum(bound, len(mass) - number + inner), [len(mass)]))
+
+
+def word_vectors(embeddings: Tensor | str | None, vocab_size: int, option: str) -> np.ndarray:
+    """Return vectors that a user gave, a tensor or the path of an .npy file, as an array with one row per word.
+
+    Args:
+        embeddings: what was given.
+        vocab_size: the number of rows expected.
+        option: the setting that needs them, for the message when there are none.
+
+    Raises:
+        ValueError: there are none, they cannot be read, or they are not one row of finite numbers per word.
+    """
+    if embeddings is None:
+        raise ValueError(f"embeddings=None: {option} needs a vector per word; give a tensor or the path of an .npy")
+    if isinstance(embeddings, str):
+        try:
+            vectors = np.load(embeddings)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"embeddings={embeddings!r}: cannot be read; give the path of an .npy file") from error
+    else:
+        vectors = embeddings.detach().float().cpu().numpy()
+    if vectors.ndim != 2 or len(vectors) != vocab_size:
+        raise ValueError(f"embeddings has shape {list(vectors.shape)}: give one row for each of the {vocab_size} words")
+    if not np.isfinite(vectors).all():
+        raise ValueError("embeddings has values that are not finite; remove them")
+    return vectors
 
 
 def _level_bounds(tree: Tree) -> np.ndarray:
