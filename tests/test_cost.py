@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lvsoftmax import cost
-from lvsoftmax.cost import measure, peak_bytes, reset_peak
+from lvsoftmax.cost import Work, count_work, measure, peak_bytes, reset_peak
 from lvsoftmax.layer import OutputLayer
 from lvsoftmax.layers.full_softmax import FullSoftmax
 
@@ -52,8 +52,41 @@ def test_operations_are_those_of_the_products():
     hidden, target = torch.randn(tokens, width), torch.randint(vocab, (tokens,))
     product = 2 * tokens * width * vocab
     # Logits, the hidden vectors' gradient, the table's gradient; the last by addmm_ over two chunks of tokens.
-    assert measure(FullSoftmax(width, counts(vocab)), hidden, target, repeats=1).flops == 3 * product
-    assert measure(OneProduct(width, counts(vocab)), hidden, target, repeats=1).flops == product
+    assert measure(FullSoftmax(width, counts(vocab)), hidden, target, repeats=1).work.flops == 3 * product
+    assert measure(OneProduct(width, counts(vocab)), hidden, target, repeats=1).work.flops == product
+
+
+TABLE, ROW, FACTOR = torch.rand(30, 4), torch.arange(5), torch.rand(5)
+ROWS_OF_TABLE = 5 * 4 * 4
+
+
+@pytest.mark.parametrize(
+    ("run", "flops", "traffic"),
+    [
+        (lambda: TABLE @ TABLE.T, 2 * 30 * 4 * 30, 2 * 480 + 4 * 900),
+        (lambda: TABLE.exp(), 0, 2 * 480),
+        (lambda: TABLE.abs_(), 0, 2 * 480),
+        (lambda: TABLE.t().reshape(2, 2, 30).expand(3, 2, 2, 30), 0, 0),
+        (lambda: TABLE.new_empty(1000), 0, 0),
+        (lambda: TABLE.new_zeros(1000), 0, 4000),
+        (lambda: TABLE[ROW], 0, 40 + 2 * ROWS_OF_TABLE),
+        (lambda: TABLE.index_select(0, ROW), 0, 40 + 2 * ROWS_OF_TABLE),
+        (lambda: TABLE.index_add_(0, ROW, FACTOR[:, None].expand(5, 4)), 0, 40 + 20 + 2 * ROWS_OF_TABLE),
+        (lambda: TABLE[:, 0].scatter_(0, ROW, 1.0), 0, 40 + 2 * 20),
+        (
+            lambda: torch.ops.aten._embedding_bag_forward_only(TABLE, ROW, ROW[:1], False, 0, False, FACTOR)[0],
+            2 * 5 * 4,
+            ROWS_OF_TABLE + 40 + 8 + 20 + 4 * 4 + 2 * 8,  # the bag's sum and what the backward pass wants to know
+        ),
+        (
+            lambda: torch.ops.aten._embedding_bag_per_sample_weights_backward(TABLE, TABLE, ROW, ROW, ROW, 0),
+            2 * 5 * 4,
+            480 + ROWS_OF_TABLE + 3 * 40 + 20,
+        ),
+    ],
+)
+def test_work_is_counted_operation_by_operation(run, flops, traffic):
+    assert count_work(run) == Work(flops, traffic)
 
 
 def test_parameters_are_counted():
@@ -64,7 +97,7 @@ def test_parameters_are_counted():
 
 def test_time_is_the_median_of_the_repetitions(monkeypatch):
     seconds = iter([9.0, 1.0, 3.0, 2.0, 100.0])
-    monkeypatch.setattr(cost, "_seconds", lambda run, device: next(seconds))
+    monkeypatch.setattr(cost, "seconds", lambda run, device: next(seconds))
     assert measure(FullSoftmax(8, counts(50)), torch.randn(3, 8), torch.zeros(3, dtype=torch.int64)).seconds == 3.0
 
 
