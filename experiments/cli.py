@@ -33,10 +33,10 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(130)
 
 
-def guarded(main: Callable[[], None], config_name: str) -> None:
-    """Check the command line, then run a Hydra program."""
+def guarded(main: Callable[[], None], config_name: str, configs: Path = CONFIGS) -> None:
+    """Check the command line, then run a Hydra program whose configuration lies in the folder ``configs``."""
     with one_line_errors():
-        check_overrides(config_name, [word for word in sys.argv[1:] if not word.startswith("-")])
+        check_overrides(config_name, [word for word in sys.argv[1:] if not word.startswith("-")], configs)
         main()
 
 
@@ -54,13 +54,13 @@ def compose_config(config_name: str, overrides: list[str]) -> dict[str, Any]:
     return resolved(config, config.hydra.runtime.choices)
 
 
-def check_overrides(config_name: str, words: list[str]) -> None:
+def check_overrides(config_name: str, words: list[str], configs: Path = CONFIGS) -> None:
     """Raise ``ValueError`` for an override of what is not there, naming what comes nearest."""
-    groups = {folder.name for folder in CONFIGS.iterdir() if folder.is_dir()}
+    groups = {folder.name for folder in configs.iterdir() if folder.is_dir()}
     choices, fields = [], []
     for override in OverridesParser.create().parse_overrides(words):
         if override.key_or_group in groups:
-            names = [file.stem for file in (CONFIGS / override.key_or_group).glob("*.yaml")]
+            names = [file.stem for file in (configs / override.key_or_group).glob("*.yaml")]
             chosen = chosen_names(override)
             for name in chosen:
                 if name not in names:
@@ -68,7 +68,7 @@ def check_overrides(config_name: str, words: list[str]) -> None:
             choices += [f"{override.key_or_group}={name}" for name in chosen[:1]]
         elif not (override.is_add() or override.is_force_add() or override.is_hydra_override()):
             fields.append(override.key_or_group)
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+    with initialize_config_dir(str(configs), version_base="1.3"):
         config = compose(config_name, choices)
     known = list(field_names(config))
     for field in fields:

@@ -1,5 +1,7 @@
 """Numbers as people read them. Units stay on the line of their number."""
 
+import math
+
 
 def perplexity(value: float) -> str:
     """About four figures."""
@@ -45,3 +47,10 @@ def duration(value: float) -> str:
 def listing(parts: list[str]) -> str:
     """``a, b and c``."""
     return ", ".join(parts[:-1]) + " and " + parts[-1] if len(parts) > 1 else parts[0]
+
+
+def figures(value: float, digits: int = 3) -> str:
+    """A number to so many figures, without exponents: 1,230, 12.3, 0.00123."""
+    rounded = float(f"{value:.{digits - 1}e}")
+    decimals = digits - 1 - math.floor(math.log10(abs(rounded))) if rounded else 0
+    return f"{rounded:,.{max(0, decimals)}f}"

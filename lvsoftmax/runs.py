@@ -255,7 +255,7 @@ def load_vocabulary(folder: str | Path) -> Vocabulary:
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
     """Return where a run happens: code revision, versions, machine."""
-    versions = {name: metadata.version(name) for name in ("torch", "numpy", "hydra-core", "wandb")}
+    versions = {name: version(name) for name in ("torch", "numpy", "hydra-core", "wandb")}
     return {
         "revision": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain")),
@@ -267,6 +267,14 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
     }
+
+
+def version(package: str) -> str | None:
+    """Return the version of an installed package, None for one that is not."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _git(*words: str) -> str | None:

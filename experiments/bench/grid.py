@@ -1,0 +1,190 @@
+"""Every contestant in every cell of a grid."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from experiments.bench.cell import MODES, Cell, Instance, Unavailable, problem
+from experiments.bench.contestants import Contestant, Layer, layers, peers
+from experiments.bench.limits import Copy, Products
+from experiments.bench.race import Memory, Runner, Times, allowance, clock_of, memory, race
+from experiments.bench.records import OURS, REFERENCE, Record
+from lvsoftmax.cost import Work, count_work
+
+AXES = ("tokens", "hidden", "vocab", "precision", "threads")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How to measure.
+
+    Attributes:
+        rounds: of a race.
+        seconds: after which no further round starts.
+        memory: whether to measure it, each contestant in a process of its own.
+    """
+
+    rounds: int
+    seconds: float
+    memory: bool
+
+
+def plan(study: Mapping[str, Any], device: str, optim: str) -> tuple[list[Cell], list[Contestant]]:
+    """Return the cells of a grid and who is timed in each.
+
+    Raises:
+        ValueError: a setting makes no grid.
+    """
+    for axis in (*AXES, "modes", "layers", "peers"):
+        if not isinstance(study[axis], list):
+            raise ValueError(f"study.{axis}={study[axis]}: must be a list; write study.{axis}=[{study[axis]}]")
+    for mode in study["modes"]:
+        if mode not in MODES:
+            raise ValueError(f"study.modes={mode}: choose from {', '.join(MODES)}")
+    threads = study["threads"] if torch.device(device).type == "cpu" else study["threads"][:1]
+    values = [threads if axis == "threads" else study[axis] for axis in AXES]
+    cells = [
+        Cell(**dict(zip(AXES, point, strict=True)), device=device, optim=optim) for point in itertools.product(*values)
+    ]
+    contestants: list[Contestant] = [*peers(study["peers"]), *layers(study["layers"])]
+    if not cells or not contestants:
+        raise ValueError(f"study {study['name']} is empty; fill {', '.join(f'study.{axis}' for axis in AXES)}")
+    return cells, contestants
+
+
+def run(
+    cells: Sequence[Cell],
+    contestants: Sequence[Contestant],
+    modes: Sequence[str],
+    settings: Settings,
+    advance: Callable[[float, str], None] = lambda share, text: None,
+) -> Iterator[list[Record]]:
+    """Yield the records of each cell.
+
+    Args:
+        cells: where.
+        contestants: who; the limits of the machine are added.
+        modes: what is timed.
+        settings: how.
+        advance: called with the share of a cell that has been done since the last call, and with what is done next.
+    """
+    everyone = [Products(), Copy(), *contestants]
+    check = functools.cache(lambda contestant, cell: contestant.check(cell))
+    for cell in cells:
+        torch.set_num_threads(cell.threads)
+        refused: dict[str, Record] = {}
+        memories: dict[str, dict[str, Memory]] = {}
+        for contestant in everyone:
+            advance(0.5 / len(everyone), f"{contestant.label}: laws, memory")
+            try:
+                check(contestant, dataclasses.replace(cell, tokens=1, hidden=1, vocab=2))  # once for all sizes
+                if settings.memory:
+                    wanted = [mode for mode in ("train", "step") if mode in modes]
+                    memories[contestant.label] = memory(contestant, cell, wanted or modes[:1])
+            except Unavailable as reason:
+                refused[contestant.label] = Record.refused(contestant, cell, reason)
+        found: dict[str, Record] = {}
+        starters = [contestant for contestant in everyone if contestant.label not in refused]
+        for heat in heats(starters, memories):
+            fresh = [contestant for contestant in heat if contestant.label not in found]
+            share = 0.5 * len(fresh) / len(everyone)
+            for record in _heat(heat, cell, modes, settings, share, advance):
+                found.setdefault(record.label, dataclasses.replace(record, memory=memories.get(record.label, {})))
+        problem.cache_clear()
+        yield [(refused | found)[contestant.label] for contestant in everyone]
+
+
+def heats(contestants: Sequence[Contestant], memories: Mapping[str, Mapping[str, Memory]]) -> list[list[Contestant]]:
+    """Divide contestants into groups that fit into memory together; those that others are compared to run in each."""
+    limit = allowance()
+
+    def size(contestant: Contestant) -> int:
+        measured = memories.get(contestant.label, {}).values()
+        return max((one.resident for one in measured), default=0) + sum(one.kept for one in measured)
+
+    def peak(contestant: Contestant) -> int:
+        return max((one.peak for one in memories.get(contestant.label, {}).values()), default=0)
+
+    references = [each for each in contestants if each.kind == "limit" or each.label in (REFERENCE, OURS)]
+    groups: list[list[Contestant]] = [[]]
+    for contestant in contestants:
+        if contestant in references:
+            continue
+        group = [*references, *groups[-1], contestant]
+        if groups[-1] and limit and sum(map(size, group)) + max(map(peak, group)) > limit:
+            groups.append([])
+        groups[-1].append(contestant)
+    return [[*references, *group] for group in groups]
+
+
+def _heat(
+    heat: Sequence[Contestant],
+    cell: Cell,
+    modes: Sequence[str],
+    settings: Settings,
+    share: float,
+    advance: Callable[[float, str], None],
+) -> Iterator[Record]:
+    """Build, count and race a group."""
+    runners: dict[tuple[str, str], Runner] = {}
+    works: dict[str, Work | None] = {}
+    records: list[Record] = []
+    starters: list[Contestant] = []
+    for contestant in heat:
+        advance(0, f"{contestant.label}: building")
+        try:
+            instance = contestant.build(cell)
+            wanted = ["train"] if contestant.kind == "limit" else [mode for mode in modes if mode in instance.modes]
+            if not wanted:
+                raise Unavailable(f"has no mode {' or '.join(modes)}, only {', '.join(instance.modes)}")
+            works[contestant.label] = work_of(contestant, instance, cell)
+        except Unavailable as reason:
+            records.append(Record.refused(contestant, cell, reason))
+            continue
+        starters.append(contestant)
+        runners |= {(contestant.label, mode): Runner(instance, mode, cell) for mode in wanted}
+    turn = share / max(1, len(runners) * (settings.rounds + 1))
+    times = race(
+        runners, rounds=settings.rounds, budget=settings.seconds, advance=lambda: advance(turn, f"racing at {cell}")
+    )
+    for contestant in starters:
+        own = {mode: times[contestant.label, mode] for mode in MODES if (contestant.label, mode) in times}
+        records.append(
+            Record(
+                cell,
+                contestant.label,
+                contestant.kind,
+                parameters=runners[contestant.label, next(iter(own))].instance.parameters,
+                work=works[contestant.label],
+                times=own,
+                ratios={mode: _ratios(mode, own[mode], times) for mode in own},
+                clock=clock_of(cell)[0],
+            )
+        )
+    yield from records
+
+
+def _ratios(mode: str, own: Times, times: Mapping[tuple[str, str], Times]) -> dict[str, float]:
+    return {
+        label: own.over(times[label, mode]) for label in (REFERENCE, OURS, Products.label) if (label, mode) in times
+    }
+
+
+def work_of(contestant: Contestant, instance: Instance, cell: Cell) -> Work | None:
+    """Count what one run of ``train`` makes PyTorch do; of a layer with several backends, of that in plain PyTorch.
+
+    Returns:
+        None for what has no such mode, or does its work out of PyTorch's sight.
+    """
+    if isinstance(contestant, Layer) and contestant.eager != contestant:
+        instance = contestant.eager.build(cell)
+    if "train" not in instance.modes or not instance.counted:
+        return None
+    batch = problem(cell).batches[0]
+    work = count_work(lambda: instance.modes["train"](batch))
+    instance.forget(batch)
+    return work

@@ -1,0 +1,134 @@
+"""What output layers cost, side by side with what a user would otherwise install: ``python -m experiments.benchmark``.
+
+``study=quick`` (the default), ``layers``, ``vocabulary`` and ``shapes`` time layers and peers over a grid; ``goals``
+measures what this project promises of its speed. Everything lands in ``outputs/benchmark/<study>/``.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from experiments import wording
+from experiments.bench import goals, grid, records
+from experiments.bench.peers import modules
+from experiments.bench.promises import promises
+from experiments.cli import CONFIGS, guarded, nearest, one_line_errors
+from experiments.train import find_device
+from lvsoftmax.runs import describe_environment, version
+
+BENCHMARK = CONFIGS / "benchmark"
+
+
+def run_grid(config: dict[str, Any], output: Path) -> None:
+    """Time everybody in every cell; files are written anew after each."""
+    study = config["study"]
+    settings = grid.Settings(config["rounds"], config["seconds"], config["memory"])
+    cells, contestants = grid.plan(study, config["device"], config["optim"])
+    describe(config, output)
+    found: list[records.Record] = []
+    with progress(config["progress"], len(cells)) as advance:
+        for here in grid.run(cells, contestants, study["modes"], settings, advance):
+            found += here
+            write(output, "results.csv", records.to_csv(found))
+            write(output, "results.md", "\n".join(records.tables(found)))
+            tqdm.write("\n".join(records.tables(here)), file=sys.stdout)
+
+
+def run_goals(config: dict[str, Any], output: Path) -> None:
+    """Measure the promises, for each number of threads; files are written anew after each race."""
+    study = config["study"]
+    on_cuda = torch.device(config["device"]).type == "cuda"
+    programs = {
+        "" if len(study["threads"]) == 1 or on_cuda else f"-{threads}-threads": goals.chosen(
+            promises(config["device"], config["optim"], threads), study["lines"]
+        )
+        for threads in (study["threads"][:1] if on_cuda else study["threads"])
+    }
+    describe(config, output)
+    with progress(config["progress"], sum(map(len, programs.values()))) as advance:
+        for suffix, races in programs.items():
+            results: list[goals.Result] = []
+            found: list[records.Record] = []
+            for race in races:
+                here, behind = goals.measured(race, rounds=config["rounds"], seconds=config["seconds"], advance=advance)
+                results += here
+                found += behind
+                write(output, f"results{suffix}.csv", goals.to_csv(results))
+                write(output, f"results{suffix}.md", goals.table(results))
+                write(output, f"measurements{suffix}.csv", records.to_csv(found))
+                for result in here:
+                    tqdm.write("  ".join(filter(None, result.cells())), file=sys.stdout)
+            title = suffix.replace("-", " ").strip() or config["device"]
+            tqdm.write(f"\n### {title}\n\n{goals.table(results)}", file=sys.stdout)
+    if not torch.cuda.is_available():
+        print("The promises for CUDA are unmeasured: there is no device.")
+
+
+def describe(config: dict[str, Any], output: Path) -> None:
+    """Write down where this runs, before the first result."""
+    environment = describe_environment(torch.device(config["device"])) | {"config": config}
+    environment["peers"] = {module.PACKAGE: version(module.PACKAGE) for module in modules().values()}
+    write(output, "environment.json", json.dumps(environment, indent=1))
+
+
+def write(output: Path, name: str, text: str) -> None:
+    """Write a file of the results."""
+    output.mkdir(parents=True, exist_ok=True)
+    (output / name).write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def progress(shown: bool, parts: int) -> Iterator[Callable[[float, str], None]]:
+    """Show a bar; yield the function that moves it on by a share of one of the parts and says what is being done."""
+    bar = tqdm(total=parts, disable=not shown, file=sys.stderr, dynamic_ncols=True, leave=False, mininterval=1,
+               bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}")  # fmt: skip
+
+    def advance(share: float, text: str) -> None:
+        bar.set_postfix_str(text, refresh=False)
+        bar.update(min(share, parts - bar.n))
+
+    try:
+        yield advance
+    finally:
+        bar.close()
+
+
+def check(config: dict[str, Any]) -> None:
+    """Raise ``ValueError`` for scalars that nobody else checks."""
+    for name in ("rounds", "seconds"):
+        if not isinstance(config[name], int | float) or config[name] <= 0:
+            raise ValueError(f"{name}={config[name]}: must be a positive number")
+    optims = [file.stem for file in (CONFIGS / "optim").glob("*.yaml")]
+    if config["optim"] not in optims:
+        raise ValueError(f"optim={config['optim']}: no such choice{nearest(config['optim'], optims)}")
+
+
+STUDIES = {"grid": run_grid, "goals": run_goals}
+
+
+@hydra.main(version_base="1.3", config_path=str(BENCHMARK), config_name="benchmark")
+def main(composed: DictConfig) -> None:
+    """Run a study and say where its results are."""
+    start = perf_counter()
+    with one_line_errors():
+        config = OmegaConf.to_container(
+            OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"]), resolve=True
+        )
+        check(config)
+        config["device"] = str(find_device(config["device"]))
+        output = Path(config["run"]["root"]) / "benchmark" / config["study"]["name"]
+        STUDIES[config["study"]["kind"]](config, output)
+    print(f"{wording.duration(perf_counter() - start)} in all; {output}")
+
+
+if __name__ == "__main__":
+    guarded(main, "benchmark", BENCHMARK)
