@@ -33,14 +33,15 @@ def run_grid(config: dict[str, Any], output: Path) -> None:
     study = config["study"]
     settings = grid.Settings(config["rounds"], config["seconds"], config["memory"])
     cells, contestants = grid.plan(study, config["device"], config["optim"])
-    describe(config, output)
+    environment = describe(config, output)
     found: list[records.Record] = []
     with progress(config["progress"], len(cells)) as advance:
         for here in grid.run(cells, contestants, study["modes"], settings, advance):
             found += here
             write(output, "results.csv", records.to_csv(found))
-            write(output, "results.md", "\n".join(records.tables(found)))
-            tqdm.write("\n".join(records.tables(here)), file=sys.stdout)
+            write(output, "results.md", "\n".join(map(str, records.tables(found))))
+            tqdm.write("\n".join(map(str, records.tables(here))), file=sys.stdout)
+    draw(output, "benchmark.html", f"Benchmark {study['name']}", environment, found)
 
 
 def run_goals(config: dict[str, Any], output: Path) -> None:
@@ -53,7 +54,7 @@ def run_goals(config: dict[str, Any], output: Path) -> None:
         )
         for threads in (study["threads"][:1] if on_cuda else study["threads"])
     }
-    describe(config, output)
+    environment = describe(config, output)
     with progress(config["progress"], sum(map(len, programs.values()))) as advance:
         for suffix, races in programs.items():
             results: list[goals.Result] = []
@@ -69,15 +70,27 @@ def run_goals(config: dict[str, Any], output: Path) -> None:
                     tqdm.write("  ".join(filter(None, result.cells())), file=sys.stdout)
             title = suffix.replace("-", " ").strip() or config["device"]
             tqdm.write(f"\n### {title}\n\n{goals.table(results)}", file=sys.stdout)
+            draw(output, f"benchmark{suffix}.html", f"Promises of speed, {title}", environment, found, results)
     if not torch.cuda.is_available():
         print("The promises for CUDA are unmeasured: there is no device.")
 
 
-def describe(config: dict[str, Any], output: Path) -> None:
-    """Write down where this runs, before the first result."""
+def describe(config: dict[str, Any], output: Path) -> dict[str, Any]:
+    """Write down where this runs, before the first result, and return it."""
     environment = describe_environment(torch.device(config["device"])) | {"config": config}
     environment["peers"] = {module.PACKAGE: version(module.PACKAGE) for module in modules().values()}
     write(output, "environment.json", json.dumps(environment, indent=1))
+    return environment
+
+
+def draw(output: Path, name: str, *told: Any) -> None:
+    """Write the page, if what it is made with is installed."""
+    try:
+        from experiments.bench import page
+    except ImportError as error:
+        print(f"no page, only the tables: {error}; pip install jinja2 plotly matplotlib")
+        return
+    write(output, name, page.html(*told))
 
 
 def write(output: Path, name: str, text: str) -> None:

@@ -186,17 +186,17 @@ def gather(folders: Iterable[Path]) -> tuple[list[Run], list[tuple[str, str]]]:
     return list(kept.values()), sorted(left_out)
 
 
-def _flatten(tree: Any, prefix: str = "") -> dict[str, str]:
+def flat(tree: Any, prefix: str = "") -> dict[str, str]:
     """Name every leaf by its path; lists are leaves."""
     if not isinstance(tree, dict):
         return {prefix[:-1]: tree if isinstance(tree, str) else json.dumps(tree)}
-    return {key: value for name, child in tree.items() for key, value in _flatten(child, f"{prefix}{name}.").items()}
+    return {key: value for name, child in tree.items() for key, value in flat(child, f"{prefix}{name}.").items()}
 
 
 def conditions(run: Run) -> dict[str, str]:
     """Return the settings and the surroundings under which a run was made, by dotted name."""
-    settings = {key: value for key, value in _flatten(run.config).items() if not key.startswith(NOT_CONDITIONS)}
-    machine = {key: value for key, value in _flatten(run.environment).items() if not key.startswith(NOT_ENVIRONMENT)}
+    settings = {key: value for key, value in flat(run.config).items() if not key.startswith(NOT_CONDITIONS)}
+    machine = {key: value for key, value in flat(run.environment).items() if not key.startswith(NOT_ENVIRONMENT)}
     return settings | machine
 
 
@@ -472,8 +472,8 @@ def _labels(runs: Sequence[Run]) -> list[str]:
     """Name each variant by its layer, and by the options in which it differs from its namesakes."""
     labels = []
     for run in runs:
-        namesakes = [_flatten(other.config["output"]) for other in runs if other.layer == run.layer]
-        own = _flatten(run.config["output"])
+        namesakes = [flat(other.config["output"]) for other in runs if other.layer == run.layer]
+        own = flat(run.config["output"])
         options = [f"{key}={own[key]}" for key in own if len({other.get(key) for other in namesakes}) > 1]
         labels.append(run.layer.replace("_", " ").capitalize() + (f" ({', '.join(options)})" if options else ""))
     return labels

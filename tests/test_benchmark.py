@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import html.parser
 import json
 import math
 import re
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from experiments import benchmark
-from experiments.bench import goals, grid, limits, race
+from experiments.bench import goals, grid, limits, page, race
 from experiments.bench.cell import Batch, Cell, TorchInstance, Unavailable, dense_table, problem, zipf_counts
 from experiments.bench.contestants import Layer, layers, peers
 from experiments.bench.promises import promises
@@ -72,6 +73,7 @@ def test_a_tiny_grid_from_end_to_end(monkeypatch, capsys, tmp_path):
         assert found["tf.nn.sampled_softmax_loss, K 1024"]["status"] == "not timed"
         assert "not timed: tf.nn.sampled_softmax_loss, K 1024: not installed: pip install tensorflow" in out
     assert (folder / "results.md").read_text() in out
+    assert "sampled_softmax" in (folder / "benchmark.html").read_text()
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["peers"]["torch"] == torch.__version__ and environment["peers"]["liger-kernel"] is None
     assert environment["config"]["study"]["vocab"] == [200]
@@ -204,7 +206,7 @@ def test_a_layer_that_breaks_a_law_is_not_timed(reason, monkeypatch):
     assert record.label == "full_softmax" and not record.times
     assert record.reason.startswith(reason), record.reason
     assert found[3].times["train"].median > 0
-    assert any(line.startswith("- not timed: full_softmax: ") for line in "".join(tables(found)).splitlines())
+    assert f"- not timed: full_softmax: {record.reason}" in str(tables(found)[0]).splitlines()
 
 
 @pytest.mark.usefixtures("without_type_checks")
@@ -374,10 +376,96 @@ def test_a_csv_has_a_column_for_everything_and_a_line_for_everybody():
 
 def test_a_step_is_held_against_the_dearer_of_its_operations_and_its_bytes():
     products = 6 * CELL.tokens * CELL.hidden * CELL.vocab / 1e9  # seconds: 1 GFLOP/s
-    copy = limits.Copy.bytes / 2e9  # 2 GB/s
-    assert cost_seconds(Record(CELL, "", "", work=Work(int(3e9), int(1e9))), products, copy) == pytest.approx(3.0)
-    assert cost_seconds(Record(CELL, "", "", work=Work(int(3e9), int(8e9))), products, copy) == pytest.approx(4.0)
-    assert cost_seconds(Record(CELL, "", ""), products, copy) is None
+    pace = {"three products": products, "copy of 256 MiB": limits.Copy.bytes / 2e9}  # 2 GB/s
+    assert cost_seconds(Record(CELL, "", "", work=Work(int(3e9), int(1e9))), pace) == pytest.approx(3.0)
+    assert cost_seconds(Record(CELL, "", "", work=Work(int(3e9), int(8e9))), pace) == pytest.approx(4.0)
+    assert cost_seconds(Record(CELL, "", ""), pace) is None
+    assert cost_seconds(Record(CELL, "", "", work=Work(1, 1)), {"three products": 1.0}) is None
+
+
+def test_a_table_has_the_fastest_first_and_no_empty_columns():
+    def record(label, seconds, kind="layer", mode="train"):
+        return Record(CELL, label, kind, times={mode: Times((seconds,))}, clock="CPU time",
+                      ratios={"train": {"PyTorch, eager": seconds / 4}})  # fmt: skip
+
+    slow, fast, other = record("slow", 2.0), record("fast", 1.0), record("other", 3.0, mode="step")
+    red = Record.refused(Layer("red_softmax"), CELL, "log_prob is not normalised")
+    (table,) = tables([record("three products", 0.5, "limit"), slow, other, fast, red])
+    assert [row.label for row in table.rows] == ["fast", "slow", "other"]
+    assert [column.heading for column in table.columns] == ["Loss and gradients, ms", "Whole step, ms", "× eager"]
+    assert str(table).splitlines()[2:6] == [
+        "|       | Loss and gradients, ms |      Whole step, ms | × eager |",
+        "| ----- | ---------------------: | ------------------: | ------: |",
+        "| fast  |    1,000 (1,000–1,000) |                     |   0.250 |",
+        "| slow  |    2,000 (2,000–2,000) |                     |   0.500 |",
+    ]
+    assert str(table).endswith("- not timed: red_softmax: log_prob is not normalised\n")
+
+
+class Requests(html.parser.HTMLParser):
+    """Notes what a page would fetch."""
+
+    def __init__(self):
+        super().__init__()
+        self.wanted = []
+
+    def handle_starttag(self, tag, attributes):
+        for name, value in attributes:
+            if name in ("src", "href", "srcset", "poster", "data") and not (value or "").startswith(("data:", "#")):
+                self.wanted.append((tag, name, value))
+
+
+def grid_records():
+    """Two sizes of vocabulary, a layer, the eager softmax, and a layer that was refused."""
+    for vocab in (100, 1000):
+        cell = dataclasses.replace(CELL, vocab=vocab)
+        for label, kind, seconds in (("PyTorch, eager", "peer", vocab / 1e3), ("<b>tree</b>", "layer", vocab / 1e5)):
+            memory, over_eager = Memory(5 * vocab, 0, vocab, 0), seconds / vocab * 1e3
+            yield Record(
+                cell, label, kind, work=Work(10, 20), times={"train": Times((seconds, seconds))}, clock="CPU time",
+                memory={"train": memory}, ratios={"train": {"PyTorch, eager": over_eager}},
+            )  # fmt: skip
+        yield Record.refused(Layer("red_softmax"), cell, "log_prob is not normalised")
+
+
+ENVIRONMENT = {"processor": "a processor", "device": "cpu", "versions": {"torch": "2"}, "config": {"rounds": 3}}
+
+
+def test_the_page_shows_time_and_memory_against_v_and_asks_nobody_for_anything():
+    text = page.html("Benchmark", ENVIRONMENT, list(grid_records()))
+    reader = Requests()
+    reader.feed(text)
+    assert reader.wanted == [] and "default-src 'none'" in text
+    figures = [json.loads(found) for found in re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', text)]
+    captions = [text.split(", ")[-1] for text in re.findall("<figcaption>(.*?)</figcaption>", text)]
+    assert [figure["layout"]["yaxis"]["title"]["text"] for figure in figures] == captions == ["milliseconds", "MiB"]
+    for figure in figures:
+        assert figure["layout"]["xaxis"]["type"] == figure["layout"]["yaxis"]["type"] == "log"
+        assert [trace["meta"] for trace in figure["data"]] == ["PyTorch, eager", "<b>tree</b>"]
+        assert figure["data"][0]["x"] == [100, 1000]
+    assert figures[0]["data"][1]["y"] == pytest.approx([1.0, 10.0])
+    body = re.sub(r"<script.*?</script>", "", text, flags=re.S)
+    assert "&lt;b&gt;tree" in body and "<b>tree" not in body
+    assert "red_softmax" in body and "log_prob is not normalised" in body
+    assert "10.00 ms for 8 tokens, 100.0 times as fast as the eager softmax." in body
+    assert text == page.html("Benchmark", ENVIRONMENT, list(grid_records()))
+
+
+def test_the_page_of_promises_counts_them():
+    line = goals.Line("1a", "exact", goals.ratio("a", "b"), at_most=2.0)
+    kept, missed = line.judged(found_in_a_race(a=1.0, b=1.0)), line.judged(found_in_a_race(a=3.0, b=1.0))
+    stretch = dataclasses.replace(line, stretch=True).judged(found_in_a_race(a=3.0, b=1.0))
+    lost = dataclasses.replace(line, hurdle="no such CPU").judged(found_in_a_race())
+    text = page.html("Promises", ENVIRONMENT, [], [kept, missed, stretch, lost])
+    assert "1 of 3 promises are kept, 1 are missed, 1 could not be measured." in text
+    assert "no such CPU" in text and "at most 2×" in text and len(text) < 100_000
+
+
+def test_without_what_draws_there_are_tables_and_a_word_about_it(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "experiments.bench.page", None)
+    monkeypatch.delattr("experiments.bench.page")
+    benchmark.draw(tmp_path, "benchmark.html", "Benchmark", ENVIRONMENT, [])
+    assert capsys.readouterr().out.startswith("no page, only the tables: ") and not list(tmp_path.iterdir())
 
 
 # -- promises ---------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import csv
 import dataclasses
 import io
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from experiments import wording
 from experiments.bench.cell import MODES, Cell
@@ -108,80 +108,113 @@ def to_csv(records: Iterable[Record]) -> str:
     return stream.getvalue()
 
 
-def cells(records: Iterable[Record]) -> list[Cell]:
-    """Return the cells, in order."""
-    return list(dict.fromkeys(record.cell for record in records))
-
-
-def tables(records: Sequence[Record]) -> Iterator[str]:
-    """Yield a heading, a table and what is missing from it, for each cell, as Markdown."""
-    for cell in cells(records):
-        here = [record for record in records if record.cell == cell]
-        timed = [record for record in here if record.times and record.kind != "limit"]
-        modes = [mode for mode in MODES if any(mode in record.times for record in timed)]
-        products, copy = (
-            next((r.times["train"].median for r in here if r.label == label and r.times), None)
-            for label in (Products.label, Copy.label)
-        )
-        yield f"### {cell}\n"
-        if timed:
-            yield _table(timed, modes, cell, products, copy)
-        notes = []
-        if products:
-            notes.append(
-                f"The three products alone: {_milliseconds(products)} ms, "
-                f"{6 * cell.tokens * cell.hidden * cell.vocab / products / 1e9:,.0f} GFLOP/s."
-            )
-        if copy:
-            notes.append(f"A copy moves {Copy.bytes / copy / 1e9:,.1f} GB/s.")
-        clock = next((record.clock for record in timed), "")
-        notes.append(f"Medians of {clock}, quartiles in brackets." if clock else "Nothing was timed.")
-        yield " ".join(notes) + "\n"
-        missing = [record for record in here if record.reason]
-        if missing:
-            yield "\n".join(f"- not timed: {record.label}: {record.reason}" for record in missing) + "\n"
-
-
-NAMES = {"forward": "forward", "train": "loss and gradients", "per_token": "gradients per token", "step": "whole step"}
+NAMES = {"forward": "Forward", "train": "Loss and gradients", "per_token": "Gradients per token", "step": "Whole step"}
 """Of the modes."""
 
 
-def _table(
-    records: Sequence[Record], modes: Sequence[str], cell: Cell, products: float | None, copy: float | None
-) -> str:
-    records = sorted(records, key=lambda record: record.times[modes[-1]].median if modes[-1] in record.times else 1e9)
-    main = "train" if "train" in modes else modes[0]
-    head = ["", *(f"{NAMES[mode]}, ms" for mode in modes), "× eager", "× full_softmax", "× products"]
-    head += ["GFLOP", "GB moved", "× its cost", "MiB beyond gradients", "MiB of gradients"]
-    rows = []
-    for record in records:
-        row = [record.label]
-        for mode in modes:
-            times = record.times.get(mode)
-            low, high = map(_milliseconds, times.quartiles) if times else ("", "")
-            row.append(f"{_milliseconds(times.median)} ({low}–{high})" if times else "")
-        row += [_ratio(record.ratio(main, label)) for label in (REFERENCE, OURS, Products.label)]
-        work = record.work
-        row += [f"{work.flops / 1e9:,.3g}", f"{work.bytes / 1e9:,.3g}"] if work else ["", ""]
-        cost = cost_seconds(record, products, copy)
-        row.append(_ratio(record.times[main].median / cost) if cost and main in record.times else "")
-        memory = record.memory.get("train")
-        row += [_mebibytes(record.extra_bytes), _mebibytes(memory.gradients)] if memory else ["", ""]
-        rows.append(row)
-    kept = [place for place in range(len(head)) if any(row[place] for row in rows)]
-    return markdown([[line[place] for place in kept] for line in [head, *rows]])
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A number of a record: its heading, what it is, its value, and the value for people."""
+
+    heading: str
+    explanation: str
+    value: Callable[[Record], float | None]
+    show: Callable[[Record], str]
 
 
-def cost_seconds(record: Record, products: float | None, copy: float | None) -> float | None:
-    """Return what a record's work would take: its operations at the products' pace or its bytes at a copy's.
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """What is told about a cell.
 
-    The longer of the two, for everything that ``train`` does; None where it was not counted.
+    Attributes:
+        cell: where.
+        rows: who was timed, the fastest first.
+        columns: what is known of any of them.
+        remarks: about the machine's limits and the clock.
+        missing: who was not timed.
     """
-    if record.work is None or products is None or copy is None:
+
+    cell: Cell
+    rows: list[Record]
+    columns: list[Column]
+    remarks: str
+    missing: list[Record]
+
+    @classmethod
+    def of(cls, records: Sequence[Record]) -> "Table":
+        """Tell about the records of one cell."""
+        cell = records[0].cell
+        timed = [record for record in records if record.times and record.kind != "limit"]
+        modes = [mode for mode in MODES if any(mode in record.times for record in timed)]
+        pace = {record.label: record.times["train"].median for record in records if record.kind == "limit"
+                and record.times}  # fmt: skip
+        main = "train" if "train" in modes else next(iter(modes), "")
+        rows = sorted(timed, key=lambda record: min(record.times[mode].median for mode in record.times
+                                                    if mode == main or main not in record.times))  # fmt: skip
+        columns = [column for column in _columns(modes, main, pace) if any(column.show(row) for row in rows)]
+        return cls(cell, rows, columns, _remarks(cell, timed, pace), [record for record in records if record.reason])
+
+    def __str__(self) -> str:
+        lines = [["", *(column.heading for column in self.columns)]]
+        lines += [[row.label, *(column.show(row) for column in self.columns)] for row in self.rows]
+        parts = [f"### {self.cell}\n", markdown(lines) if self.rows else "", f"{self.remarks}\n"]
+        parts += [f"- not timed: {record.label}: {record.reason}" for record in self.missing]
+        return "\n".join(filter(None, parts)) + "\n"
+
+
+def tables(records: Sequence[Record]) -> list[Table]:
+    """Return a table for each cell, in order."""
+    return [Table.of([record for record in records if record.cell == cell])
+            for cell in dict.fromkeys(record.cell for record in records)]  # fmt: skip
+
+
+def _columns(modes: Sequence[str], main: str, pace: Mapping[str, float]) -> Iterator[Column]:
+    for mode in modes:
+        yield Column(
+            f"{NAMES[mode]}, ms", "median, and quartiles in brackets", lambda r, mode=mode: _median(r, mode),
+            lambda r, mode=mode: _spread(r.times.get(mode)),
+        )  # fmt: skip
+    for heading, label in (("× eager", REFERENCE), ("× full_softmax", OURS), ("× products", Products.label)):
+        yield _column(heading, f"{NAMES.get(main, '').lower()}, over the time of {label}: median of the rounds' ratios",
+                      lambda r, label=label: r.ratio(main, label))  # fmt: skip
+    yield _column("GFLOP", "operations of products and weighted sums of rows, counted",
+                  lambda r: r.work and r.work.flops / 1e9)  # fmt: skip
+    yield _column("GB moved", "read and written by each operation on its own, counted",
+                  lambda r: r.work and r.work.bytes / 1e9)  # fmt: skip
+    yield _column("× its cost", "over its operations at the products' pace or its bytes at a copy's, the longer",
+                  lambda r: _over(_median(r, "train"), cost_seconds(r, pace)))  # fmt: skip
+    yield _column("MiB beyond gradients", "memory at the highest point beyond parameters, inputs and gradients",
+                  lambda r: _over(r.extra_bytes, 2**20))  # fmt: skip
+    yield _column("MiB of gradients", "that a step leaves for the optimiser",
+                  lambda r: r.memory["train"].gradients / 2**20 if "train" in r.memory else None)  # fmt: skip
+
+
+def _column(heading: str, explanation: str, value: Callable[[Record], float | None]) -> Column:
+    return Column(heading, explanation, value, lambda record: _figures(value(record)))
+
+
+def _remarks(cell: Cell, timed: Sequence[Record], pace: Mapping[str, float]) -> str:
+    said = []
+    if Products.label in pace:
+        spent = pace[Products.label]
+        rate = 6 * cell.tokens * cell.hidden * cell.vocab / spent / 1e9
+        said.append(f"The three products of the dense step alone: {_figures(1000 * spent)} ms, {rate:,.0f} GFLOP/s.")
+    if Copy.label in pace:
+        said.append(f"A copy moves {Copy.bytes / pace[Copy.label] / 1e9:,.1f} GB/s.")
+    said.append(f"Medians of {timed[0].clock}, quartiles in brackets." if timed else "Nothing was timed.")
+    return " ".join(said)
+
+
+def cost_seconds(record: Record, pace: Mapping[str, float]) -> float | None:
+    """Return how long a record's work would take: its operations at the products' pace, or its bytes at a copy's.
+
+    The longer of the two, for everything that ``train`` does; None where it is not known.
+    """
+    if record.work is None or not {Products.label, Copy.label} <= pace.keys():
         return None
     cell = record.cell
-    pace = 6 * cell.tokens * cell.hidden * cell.vocab / products
-    return max(record.work.flops / pace, record.work.bytes / (Copy.bytes / copy))
+    flops = 6 * cell.tokens * cell.hidden * cell.vocab / pace[Products.label]
+    return max(record.work.flops / flops, record.work.bytes / (Copy.bytes / pace[Copy.label]))
 
 
 def markdown(lines: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:
@@ -198,13 +231,20 @@ def markdown(lines: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> st
     return "".join(f"| {' | '.join(line)} |\n" for line in [aligned(lines[0]), rule, *map(aligned, lines[1:])])
 
 
-def _milliseconds(seconds: float) -> str:
-    return wording.figures(1000 * seconds)
+def _median(record: Record, mode: str) -> float | None:
+    return record.times[mode].median if mode in record.times else None
 
 
-def _mebibytes(size: int | None) -> str:
-    return "" if size is None else wording.figures(size / 2**20)
+def _spread(times: Times | None) -> str:
+    if times is None:
+        return ""
+    low, high = (_figures(1000 * each) for each in times.quartiles)
+    return f"{_figures(1000 * times.median)} ({low}–{high})"
 
 
-def _ratio(value: float | None) -> str:
+def _over(one: float | None, other: float | None) -> float | None:
+    return None if one is None or not other else one / other
+
+
+def _figures(value: float | None) -> str:
     return "" if value is None else wording.figures(value)
