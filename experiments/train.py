@@ -22,7 +22,7 @@ from lvsoftmax.cost import peak_bytes, reset_peak
 from lvsoftmax.data.batches import ContiguousBatches
 from lvsoftmax.evaluate import evaluate
 from lvsoftmax.optim import clip_gradient_norm
-from lvsoftmax.runs import RunFolder, asked_of_text, build, build_model, folder_for, identity, stream
+from lvsoftmax.runs import RunFolder, build, build_model, folder_for, given, identity, stream
 
 WARM_UP = 10
 """Steps after which memory is measured: first steps allocate what later ones reuse."""
@@ -40,8 +40,8 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
     # Set up: text, schedule, model, optimiser. Nothing is written before all of it has been built.
     corpus = build(config["data"])
     schedule = build(config["schedule"])
-    statistics = {name: corpus.statistic(name) for name in asked_of_text(config)}
-    model = build_model(config, torch.from_numpy(corpus.vocabulary.counts), statistics).to(device)
+    arrays = given(config, corpus)
+    model = build_model(config, torch.from_numpy(corpus.vocabulary.counts), arrays).to(device)
     output = model.output
     backend = output.chosen_backend(device)
     optim = config["optim"]
@@ -81,7 +81,7 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
     if folder.result and spent(config["budget"], **folder.result["train"]) >= 1:
         print(f"{folder.path} is finished: test perplexity {folder.result['test']['perplexity']:.2f}")
         return folder.result
-    folder.start(config, corpus.vocabulary, statistics, device, backend)
+    folder.start(config, corpus.vocabulary, arrays, device, backend)
     torch.manual_seed(stream(config["seed"], "dropout"))
     step = 0
     seconds = 0.0

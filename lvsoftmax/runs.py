@@ -1,8 +1,8 @@
 """A run's folder: what was asked, where it ran, what came out, and enough to go on after a kill.
 
 ``config.yaml`` (resolved), ``environment.json``, ``vocabulary.tsv``, ``metrics.jsonl``, ``checkpoints/last.pt`` and,
-last of all, ``result.json``: its existence means done. Statistics of the training text that the output layer asked for
-are in ``statistics/``, so that the model can be built again without the text.
+last of all, ``result.json``: its existence means done. What the output layer was given of the training text or of other
+runs is in ``statistics/``, so that the model can be built again without them.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import yaml
 
+from lvsoftmax.data.corpus import Corpus
 from lvsoftmax.data.statistics import STATISTICS
 from lvsoftmax.data.vocabulary import Vocabulary
 from lvsoftmax.models.language_model import LanguageModel
@@ -69,6 +70,8 @@ def identity(config: Mapping[str, Any], corpus_digest: str, *, follows_budget: b
     """Return the hash of everything that decides a run's numbers."""
     decisive = {key: config[key] for key in DECISIVE} | {"corpus": corpus_digest}
     decisive["output"] = {key: value for key, value in config["output"].items() if key != "backend"}
+    for name, folder in runs_asked(config).items():
+        decisive["output"][name] = _identity_in(folder)
     if follows_budget:
         decisive["budget"] = config["budget"]
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
@@ -90,7 +93,7 @@ class RunFolder:
         self.identity = identity
         if path.exists() and any(path.iterdir()):
             try:
-                found = json.loads((path / "environment.json").read_text())["identity"]
+                found = _identity_in(path)
             except (OSError, ValueError, KeyError) as error:
                 raise ValueError(f"run.dir={path} is not empty and holds no run; choose another folder") from error
             if found != identity:
@@ -106,7 +109,7 @@ class RunFolder:
         self,
         config: Mapping[str, Any],
         vocabulary: Vocabulary,
-        statistics: Mapping[str, np.ndarray],
+        arrays: Mapping[str, np.ndarray],
         device: torch.device,
         backend: str = "eager",
     ) -> None:
@@ -119,7 +122,7 @@ class RunFolder:
         self._write("config.yaml", yaml.safe_dump(dict(config), sort_keys=False).encode())
         rows = zip(vocabulary.words, vocabulary.counts.tolist(), strict=True)
         self._write("vocabulary.tsv", "".join(f"{word}\t{count}\n" for word, count in rows).encode())
-        for name, values in statistics.items():
+        for name, values in arrays.items():
             (self.path / "statistics").mkdir(exist_ok=True)
             content = io.BytesIO()
             np.save(content, values)
@@ -175,8 +178,36 @@ def asked_of_text(config: Mapping[str, Any]) -> list[str]:
     return names
 
 
+def runs_asked(config: Mapping[str, Any]) -> dict[str, Path]:
+    """Return the fields of a configuration's output layer that name the folder of another run."""
+    paths = {name: Path(value) for name, value in config["output"].items() if isinstance(value, str)}
+    return {name: path for name, path in paths.items() if (path / "environment.json").is_file()}
+
+
+def given(config: Mapping[str, Any], corpus: Corpus) -> dict[str, np.ndarray]:
+    """Return what a configuration's output layer asks for, by field: statistics of a text, word tables of other runs.
+
+    Raises:
+        ValueError: there is no statistic of a field's name, or a run has another vocabulary or no row per word.
+    """
+    statistics = {name: corpus.statistic(name) for name in asked_of_text(config)}
+    return statistics | {name: word_table(folder, corpus.vocabulary) for name, folder in runs_asked(config).items()}
+
+
+def word_table(folder: Path, vocabulary: Vocabulary) -> np.ndarray:
+    """Return ``[vocab, hidden]``, the output layer's vector for each word, of a run.
+
+    Raises:
+        ValueError: the run has another vocabulary, or its layer no row per word.
+    """
+    if load_vocabulary(folder).words != vocabulary.words:
+        raise ValueError(f"{folder} is a run over another vocabulary; name one on the same text")
+    with torch.no_grad():
+        return load(folder).output.embed(torch.arange(len(vocabulary))).numpy()
+
+
 def build_model(
-    config: Mapping[str, Any], counts: torch.Tensor, statistics: Mapping[str, np.ndarray] | None = None
+    config: Mapping[str, Any], counts: torch.Tensor, arrays: Mapping[str, np.ndarray] | None = None
 ) -> LanguageModel:
     """Build the language model of a configuration over a vocabulary with these counts.
 
@@ -186,16 +217,16 @@ def build_model(
     Args:
         config: of the run.
         counts: ``[vocab]`` of the words, non-increasing.
-        statistics: of the training text, those that :func:`asked_of_text` names.
+        arrays: what :func:`given` returns for it.
     """
     seed = config["seed"]
     model = dict(config["model"])
-    given = {name: torch.from_numpy(values) for name, values in (statistics or {}).items()}
+    tensors = {name: torch.from_numpy(values) for name, values in (arrays or {}).items()}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(seed, "backbone"))
         backbone = build(model.pop("backbone"))
         torch.manual_seed(stream(seed, "output"))
-        output = build({**output_config(config), **given}, backbone.hidden_size, counts)
+        output = build({**output_config(config), **tensors}, backbone.hidden_size, counts)
         torch.manual_seed(stream(seed, "embedding"))
         return LanguageModel(backbone, output, **model)
 
@@ -230,8 +261,8 @@ def load(folder: str | Path) -> LanguageModel:
     if not checkpoint.exists():
         raise FileNotFoundError(f"{folder} holds no run with a checkpoint (checkpoints/last.pt)")
     config = anywhere(load_config(folder))
-    statistics = {name: np.load(folder / "statistics" / f"{name}.npy") for name in asked_of_text(config)}
-    model = build_model(config, torch.from_numpy(load_vocabulary(folder).counts), statistics)
+    arrays = {file.stem: np.load(file) for file in (folder / "statistics").glob("*.npy")}
+    model = build_model(config, torch.from_numpy(load_vocabulary(folder).counts), arrays)
     model.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["model"])
     return model.eval()
 
@@ -240,6 +271,10 @@ def anywhere(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a configuration without the backend it was trained with, which the machine at hand may lack."""
     output = config["output"] | ({"backend": "auto"} if "backend" in config["output"] else {})
     return {**config, "backend": "auto", "output": output}
+
+
+def _identity_in(folder: Path) -> str:
+    return json.loads((folder / "environment.json").read_text("utf-8"))["identity"]
 
 
 def load_config(folder: str | Path) -> dict[str, Any]:

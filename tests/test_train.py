@@ -133,6 +133,36 @@ def test_a_layer_gets_what_it_asks_of_the_text_and_the_run_keeps_it(overrides, t
     assert not list(tmp_path.rglob("*.part"))
 
 
+def test_a_layer_gets_the_word_vectors_of_another_run(overrides, tmp_path):
+    words = ["output=hierarchical_softmax", "budget.epochs=1"]
+    for name, seed in (("first", 1), ("second", 2)):
+        train(config(overrides, "output=full_softmax", "budget.epochs=1", f"seed={seed}", f"run.dir={tmp_path}/{name}"))
+        tree = [*words, f"output.embeddings={tmp_path}/{name}"]
+        train(config(overrides, *tree, f"run.dir={tmp_path}/tree of {name}"))
+        table = runs.load(tmp_path / name).output.weight.detach()
+        kept = np.load(tmp_path / f"tree of {name}" / "statistics" / "embeddings.npy")
+        np.testing.assert_array_equal(kept, table.numpy())
+
+    def identity_with(folder):
+        named = config(overrides, *words, f"output.embeddings={folder}")
+        return runs.identity(named, "", follows_budget=False)
+
+    identities = {identity_with(tmp_path / name) for name in ("first", "second")}
+    assert len(identities) == 2
+    moved = (tmp_path / "first").rename(tmp_path / "moved")
+    assert identity_with(moved) in identities
+    assert isinstance(runs.load(tmp_path / "tree of first").output, HierarchicalSoftmax)  # without the other run
+
+
+def test_word_vectors_of_an_unfit_run_are_an_error(overrides, tmp_path):
+    train(config(overrides, "output=hierarchical_softmax", "budget.epochs=1", f"run.dir={tmp_path}/tree"))
+    with pytest.raises(ValueError, match="HierarchicalSoftmax has no table"):
+        train(config(overrides, "output=hierarchical_softmax", f"output.embeddings={tmp_path}/tree"))
+    train(config(overrides, "output=full_softmax", "data.max_size=20", "budget.epochs=1", f"run.dir={tmp_path}/few"))
+    with pytest.raises(ValueError, match="few is a run over another vocabulary"):
+        train(config(overrides, "output=hierarchical_softmax", f"output.embeddings={tmp_path}/few"))
+
+
 def test_a_backend_is_passed_on_logged_and_no_part_of_what_a_run_is(overrides, tmp_path, monkeypatch):
     whole = ["budget.epochs=1", f"run.dir={tmp_path}/run"]
     train(config(overrides, *whole, "output=full_softmax", "backend=eager"))

@@ -48,8 +48,8 @@ class HierarchicalSoftmax(OutputLayer):
         counts: ``[vocab]`` training frequency of each word, non-increasing.
         tree: how the tree is built.
         embeddings: one vector per word ``[vocab, any]`` in the order of ``counts``, or the path of an .npy file that
-            holds them; for ``huffman`` and ``clustered``. In a run's configuration ``text``: vectors made from the
-            training text.
+            holds them; for ``huffman`` and ``clustered``. In a run's configuration also ``text``, vectors made from the
+            training text, or the folder of a run, vectors of its output layer.
         sparse: row-sparse gradients: a step touches the nodes on its targets' paths only.
 
     Raises:
