@@ -1,9 +1,9 @@
 """What the laws run over: every yaml of ``configs/output``, and every value of every option, one at a time.
 
-Nothing here names a layer. A case is a yaml plus at most one option set to a value other than the yaml's; options
-are the constructor's parameters typed ``bool``, ``Literal`` or ``... | None`` (tried at ``None``). Parameters that
-need data or must be small for a toy vocabulary are supplied by their names: ``embeddings``, ``samples``,
-``max_samples``.
+A case is a yaml plus at most one option set to a value other than the yaml's; options are the constructor's parameters
+typed ``bool``, ``Literal`` or ``... | None`` (tried at ``None``). Parameters that need data or must be small for a toy
+vocabulary are supplied by their names: ``embeddings``, ``bigrams``, ``samples``, ``max_samples``. Nothing here names a
+layer, but for the two that try every noise distribution; the others try the fixed ones.
 """
 
 import inspect
@@ -22,7 +22,7 @@ from torch import Tensor
 from lvsoftmax import runs
 from lvsoftmax.layer import OutputLayer
 from lvsoftmax.ops.backends import BackendUnavailable
-from lvsoftmax.ops.noise import Sample
+from lvsoftmax.ops.noise import FixedNoiseName, Sample
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs" / "output").glob("*.yaml"))
 
@@ -30,6 +30,7 @@ HIDDEN = 16
 TOKENS = 7
 SAMPLES = 24
 EMBEDDING = 5
+WITH_EVERY_NOISE = ("sampled_softmax", "noise_contrastive_estimation")
 
 
 def zipf_counts(size: int, exponent: float = 1.0) -> Tensor:
@@ -39,6 +40,17 @@ def zipf_counts(size: int, exponent: float = 1.0) -> Tensor:
 
 
 COUNTS = zipf_counts(97)
+
+
+def toy_bigrams(size: int, seed: int) -> Tensor:
+    """Pairs of words: every other word has up to four followers side by side, the rest have none."""
+    source = torch.Generator().manual_seed(seed)
+    previous = torch.arange(0, size, 2)
+    first = torch.randint(size, previous.shape, generator=source)
+    follower = (first[:, None] + torch.arange(min(4, size))) % size
+    count = torch.randint(1, 6, follower.shape, generator=source)
+    return torch.stack([previous[:, None].expand_as(follower), follower, count], 2).flatten(0, 1)
+
 
 VOCABULARIES = {
     "zipf": COUNTS,
@@ -93,6 +105,7 @@ class Case:
         """
         toy = {
             "embeddings": torch.randn(len(counts), EMBEDDING, generator=torch.Generator().manual_seed(seed)),
+            "bigrams": toy_bigrams(len(counts), seed),
             "samples": min(SAMPLES, len(counts)),
             "max_samples": min(SAMPLES, len(counts)),
         }
@@ -127,7 +140,8 @@ def _cases() -> Iterator[Case]:
         hints = get_type_hints(base.layer_class.__init__)
         for parameter in base.parameters:
             for value in option_values(hints.get(parameter)):
-                if value != base.setting(parameter):
+                elsewhere = parameter == "noise" and path.stem not in WITH_EVERY_NOISE
+                if value != base.setting(parameter) and not (elsewhere and value not in get_args(FixedNoiseName)):
                     yield Case(path.stem, parameter, value)
 
 

@@ -405,9 +405,15 @@ class Toy:
 
 
 def allowed_divergence(case: Case) -> float:
-    """Share of the unigram's divergence: "KL bound: x" in the class's docstring, else that of a consistent layer."""
-    stated = re.search(r"KL bound: (\d*\.?\d+)", case.layer_class.__doc__ or "")
-    return float(stated[1]) if stated else 0.05
+    """Share of the unigram's divergence, else that of a consistent layer.
+
+    The class's docstring states it: "KL bound: x", or "KL bound: x; option=value: y; ..." where values differ.
+    """
+    stated = re.search(r"KL bound: (\d*\.?\d+)((?:;\s+\w+=\w+:\s+\d*\.?\d+)*)", case.layer_class.__doc__ or "")
+    if not stated:
+        return 0.05
+    by_value = dict(re.findall(r"(\w+=\w+):\s+(\d*\.?\d+)", stated[2]))
+    return float(by_value.get(f"{case.option}={case.value}", stated[1]))
 
 
 def corrects(case: Case) -> bool:

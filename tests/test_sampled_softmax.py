@@ -1,16 +1,25 @@
+from typing import get_args
+
+import numpy as np
+import oracles
 import pytest
 import torch
+from cases import toy_bigrams
 
 from lvsoftmax.layers.sampled_softmax import SampledSoftmax
+from lvsoftmax.noise import NoiseName
 from lvsoftmax.ops.noise import Sample, log_expected_count
 
 COUNTS = torch.tensor([900, 400, 300, 200, 100, 50, 30, 20, 10, 9, 8, 5, 5, 3, 2, 1, 1, 0])
 V, D, N = len(COUNTS), 6, 9
-for_every_noise = pytest.mark.parametrize("noise", ["uniform", "log_uniform", "unigram"])
+for_every_noise = pytest.mark.parametrize("noise", get_args(NoiseName))
+for_every_fixed_noise = pytest.mark.parametrize("noise", ["uniform", "log_uniform", "unigram"])
+for_every_positive = pytest.mark.parametrize("positive", ["sampled", "corrected"])
 
 
 def setting(**options) -> tuple[SampledSoftmax, torch.Tensor, torch.Tensor]:
-    layer = SampledSoftmax(D, COUNTS, sparse=False, **options).double()
+    layer = SampledSoftmax(D, COUNTS, sparse=False, bigrams=toy_bigrams(V, 0), **options).double()
+    layer.refresh()
     hidden = torch.randn(N, D, dtype=torch.float64, requires_grad=True)
     return layer, hidden, torch.arange(N) * 2
 
@@ -19,7 +28,7 @@ def gradient_of_table(value: torch.Tensor, layer: SampledSoftmax) -> torch.Tenso
     return torch.autograd.grad(value.sum(), layer.weight)[0]
 
 
-@for_every_noise
+@for_every_fixed_noise
 def test_with_all_words_drawn_it_is_the_exact_softmax(noise):
     layer, hidden, target = setting(samples=1.0, noise=noise)
     actual, expected = layer(hidden, target), layer.nll(hidden, target)
@@ -27,13 +36,99 @@ def test_with_all_words_drawn_it_is_the_exact_softmax(noise):
     torch.testing.assert_close(gradient_of_table(actual, layer), gradient_of_table(expected, layer))
 
 
-@for_every_noise
-def test_with_many_draws_with_replacement_it_approaches_the_exact_softmax(noise):
+@for_every_positive
+@pytest.mark.parametrize("noise", [name for name in get_args(NoiseName) if name != "in_batch"])
+def test_with_many_draws_with_replacement_it_approaches_the_exact_softmax(noise, positive):
     """It would not, were a target's correction its expected count: frequent words would lose their own share."""
-    layer, hidden, target = setting(samples=400_000, noise=noise, replacement=True)
-    actual, expected = layer(hidden, target), layer.nll(hidden, target)
+    layer, hidden, target = setting(samples=100_000, noise=noise, replacement=True, positive=positive)
+    previous = torch.arange(1, N + 1)
+    actual, expected = layer(hidden, target, previous), layer.nll(hidden, target)
     torch.testing.assert_close(actual, expected, rtol=0, atol=0.02)
     torch.testing.assert_close(gradient_of_table(actual, layer), gradient_of_table(expected, layer), rtol=0, atol=0.02)
+
+
+def probability(layer, hidden, previous) -> np.ndarray:
+    """The noise's probability of every word in every context, ``[N, V]``, as its own tests establish it."""
+    rows = []
+    for h, v in zip(hidden.detach(), previous, strict=True):
+        source = torch.Generator().manual_seed(0)
+        sample = layer.noise.draw(h.expand(V, -1), torch.arange(V), v.expand(V), source)
+        rows.append(sample.target_log_expected.exp())
+    mass = torch.stack(rows).double().numpy()
+    return mass / (V - 1 if layer.noise.holds_targets else layer.samples)
+
+
+@for_every_positive
+@pytest.mark.parametrize("replacement", [None, True])
+@for_every_noise
+def test_the_objective_follows_its_formula_word_by_word(noise, replacement, positive):
+    """From the noise's probabilities: a correction of draws or target negated or dropped, a hit kept, would show."""
+    layer, hidden, target = setting(samples=12, noise=noise, replacement=replacement, positive=positive)
+    previous = torch.arange(1, N + 1)
+    sample = layer.draw(hidden, target, previous)
+    ids = sample.ids.expand(N, -1).numpy()
+    q, draws = probability(layer, hidden, previous), ids.shape[1] - layer.noise.holds_targets
+    logit = layer.logits(hidden).detach().numpy()
+    hits, values = 0, []
+    for n, word in enumerate(target.tolist()):
+        if layer.noise.distinct:
+            correction, own = np.log(q[n] * draws), np.log(q[n, word] * draws)
+        else:
+            correction, own = np.log(draws * q[n]), np.log(1 - (1 - q[n, word]) ** draws)
+        if positive == "corrected":
+            own = 0.0
+        hits += (ids[n] == word).sum()
+        values += oracles.sampled_softmax_objective(
+            [word], ids[n], logit[n : n + 1, word], logit[n : n + 1, ids[n]], [own], correction[ids[n]]
+        ).tolist()
+    assert hits > 0
+    actual = layer(hidden, target, previous, sample).detach().numpy()
+    np.testing.assert_allclose(actual, values, rtol=2e-4)
+    weight = torch.rand(N, dtype=torch.float64)
+    loss = layer.loss(hidden, target, weight, previous, sample)
+    np.testing.assert_allclose(loss.item(), weight.numpy() @ actual, rtol=1e-6)
+
+
+@pytest.mark.parametrize("noise", [name for name in get_args(NoiseName) if name != "in_batch"])
+def test_draws_other_than_the_target_estimate_the_sum_over_the_other_words(noise):
+    """``E sum_{k != t} exp(s_k - l_k) = sum_{w != t} exp(s_w)``, what ``positive=corrected`` rests on."""
+    layer, hidden, target = setting(samples=6, noise=noise)
+    size, token = 20_000, 1
+    hidden, target, previous = hidden[token : token + 1].detach(), target[token : token + 1], torch.tensor([2])
+    if noise in ("uniform", "log_uniform", "unigram"):
+        samples = [layer.draw(hidden, target) for _ in range(size // 10)]
+        ids, log_expected = (torch.stack(x) for x in list(zip(*samples, strict=True))[:2])
+    else:
+        many = (x.expand(size, *x.shape[1:]) for x in (hidden, target, previous))
+        ids, log_expected, _ = layer.draw(*many)
+    exp = layer.logits(hidden)[0].detach().exp()
+    estimates = torch.where(ids == target, 0.0, exp[ids] / log_expected.exp()).sum(1)
+    expected = exp.sum() - exp[target]
+    assert (estimates.mean() - expected).abs() <= 4 * estimates.std() / len(estimates) ** 0.5
+
+
+def test_in_batch_draws_other_than_the_target_estimate_the_sum_over_the_other_words():
+    layer, hidden, _ = setting(noise="in_batch")
+    q = (COUNTS + 1) / (COUNTS + 1).sum()
+    exp, estimates, expected = layer.logits(hidden)[0].detach().exp(), [], []
+    for target in torch.multinomial(q, 4000 * N, True).view(4000, N):
+        ids, log_expected, _ = layer.draw(hidden, target)
+        estimates.append(torch.where(ids == target[0], 0.0, exp[ids] / log_expected.exp()).sum())
+        expected.append(exp.sum() - exp[target[0]])
+    error = torch.stack(estimates) - torch.stack(expected)
+    assert error.mean().abs() <= 4 * error.std() / len(error) ** 0.5
+
+
+def test_corrected_it_has_the_gradient_of_the_target_against_the_draws_weighted_by_its_doubt():
+    """Khrylchenko et al. 2025: ``(1 - p_t) (-s_t + log sum_{k != t} exp(s_k - l_k))``, the weight a constant."""
+    layer, hidden, target = setting(samples=8, noise="midx", positive="corrected")
+    sample = layer.draw(hidden, target)
+    logits = layer.logits(hidden)
+    others = (logits.gather(1, sample.ids) - sample.log_expected).masked_fill(sample.ids == target[:, None], -torch.inf)
+    own = logits.gather(1, target[:, None]).squeeze(1)
+    doubt = torch.sigmoid(others.logsumexp(1) - own).detach()
+    expected = gradient_of_table(doubt * (others.logsumexp(1) - own), layer)
+    torch.testing.assert_close(gradient_of_table(layer(hidden, target, None, sample), layer), expected)
 
 
 @pytest.mark.parametrize("replacement", [False, True])
@@ -86,6 +181,9 @@ def test_no_gradient_leaves_the_rows_of_targets_and_draws():
         ({"samples": 1.5}, "samples=1.5"),
         ({"samples": 19}, "samples=19: more than the 18 words"),
         ({"power": -1.0}, "power=-1.0"),
+        ({"noise": "midx", "replacement": False}, "replacement=False: noise=midx"),
+        ({"noise": "midx", "power": 0.5}, "power=0.5: noise=midx"),
+        ({"noise": "bigram"}, "bigrams=None"),
     ],
 )
 def test_what_cannot_be_drawn_is_an_error(options, message):

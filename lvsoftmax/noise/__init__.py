@@ -1,14 +1,22 @@
 """Noise as a part of a layer: a module per distribution, tables in persistent buffers, draws on their device."""
 
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 from torch import Generator, Tensor
 
+from lvsoftmax.noise.bigram import BigramNoise
 from lvsoftmax.noise.distinct import DistinctNoise
+from lvsoftmax.noise.in_batch import InBatchNoise
 from lvsoftmax.noise.independent import IndependentNoise
+from lvsoftmax.noise.midx import MidxNoise
+from lvsoftmax.noise.quadratic_kernel import QuadraticKernelNoise
+from lvsoftmax.noise.random_fourier import RandomFourierNoise
 from lvsoftmax.ops.noise import FixedNoiseName, Sample
 
-NoiseName = Literal["uniform", "log_uniform", "unigram"]
+NoiseName = Literal[
+    "uniform", "log_uniform", "unigram", "bigram", "in_batch", "quadratic_kernel", "random_fourier", "midx"
+]
+"""The first three are fixed and are drawn with or without replacement, the others with replacement only."""
 
 
 @runtime_checkable
@@ -19,8 +27,11 @@ class Noise(Protocol):
     change them.
     """
 
-    count: int
-    """K, words per draw (per token where the draws are a token's own)."""
+    distinct: bool
+    """Whether no word is drawn twice; the expected count of a word is then the probability that it is drawn."""
+
+    holds_targets: bool
+    """Whether the draws are the targets of the call; draw ``n`` is then token ``n``'s own, and no draw for it."""
 
     def draw(self, hidden: Tensor, target: Tensor, previous: Tensor | None, generator: Generator) -> Sample:
         """Draw words: ``[K]`` shared by the tokens, or ``[tokens, K]``, with the log of their expected counts."""
@@ -40,24 +51,45 @@ def make_noise(
     counts: Tensor,
     count: int,
     *,
+    hidden_size: int = 1,
     power: float = 1.0,
-    replacement: bool = True,
+    replacement: bool | None = True,
     per_token: bool = False,
+    bigrams: Tensor | str | None = None,
 ) -> Noise:
     """Build the noise of a name.
 
     Args:
         noise: the distribution's name.
         counts: ``[vocab]`` training frequency of each word.
-        count: K, words per draw.
-        power: exponent of the distribution's weights.
-        replacement: whether a word may be drawn more than once.
-        per_token: whether every token draws words of its own; otherwise all share them.
+        count: K, words per draw; ``in_batch`` has as many as there are tokens.
+        hidden_size: D, width of the table, for those distributions that follow it.
+        power: exponent of the weights of a fixed distribution, for ``bigram`` of the unigram it backs off to.
+        replacement: whether a word may be drawn more than once; None: not where that can be had.
+        per_token: whether every token draws words of its own from a fixed distribution; otherwise all share them.
+        bigrams: for ``bigram``, rows of previous word, word and count, or the path of an .npy file of them.
 
     Raises:
         ValueError: the noise cannot be had with these arguments.
     """
-    return make_fixed_noise(noise, counts, count, power=power, replacement=replacement, per_token=per_token)
+    if noise not in get_args(NoiseName):
+        raise ValueError(f"noise={noise!r}: choose one of {', '.join(get_args(NoiseName))}")
+    if noise == "uniform" or noise == "log_uniform" or noise == "unigram":
+        replacement = per_token if replacement is None else replacement
+        return make_fixed_noise(noise, counts, count, power=power, replacement=replacement, per_token=per_token)
+    if replacement is False:
+        raise ValueError(f"replacement=False: noise={noise} draws with replacement only; set replacement=null")
+    if noise == "bigram":
+        return BigramNoise(counts, bigrams, power, count)
+    if power != 1:
+        raise ValueError(f"power={power}: noise={noise} has no weights to raise to a power; set power=1")
+    if noise == "in_batch":
+        return InBatchNoise(counts)
+    if noise == "quadratic_kernel":
+        return QuadraticKernelNoise(hidden_size, len(counts), count)
+    if noise == "random_fourier":
+        return RandomFourierNoise(hidden_size, len(counts), count)
+    return MidxNoise(hidden_size, len(counts), count)
 
 
 def make_fixed_noise(

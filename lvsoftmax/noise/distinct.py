@@ -19,6 +19,9 @@ class DistinctNoise(nn.Module):
         ValueError: ``count`` exceeds the vocabulary.
     """
 
+    distinct = True
+    holds_targets = False
+
     mass: Tensor
 
     def __init__(self, counts: Tensor, noise: FixedNoiseName, power: float, count: int) -> None:

@@ -17,6 +17,9 @@ class IndependentNoise(nn.Module):
         per_token: every token draws K words of its own; otherwise all tokens share K words.
     """
 
+    distinct = False
+    holds_targets = False
+
     mass: Tensor
     threshold: Tensor
     alias: Tensor

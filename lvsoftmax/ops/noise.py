@@ -87,28 +87,35 @@ def sample_count(name: str, value: int | float, vocab_size: int) -> int:
 
 
 def alias_table(probability_V: Tensor) -> AliasTable:
-    """Build the table from which one draw costs two random numbers and two look-ups (Walker 1977; Vose 1991).
+    """Build the table from which one draw costs two random numbers and two look-ups (Walker 1977; Vose 1991)."""
+    vocab_size = len(probability_V)
+    mass_V = _apportion(probability_V, vocab_size * COLUMN, vocab_size * COLUMN)
+    return AliasTable(mass_V, *alias_columns(mass_V))
 
-    Vectorised: columns are filled in rank order, light words (below one column) from heavy ones. With ``D`` the running
+
+def alias_columns(mass_P: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the thresholds and aliases of one or more distributions, one after the other in ``mass``.
+
+    Each has as many columns as words, and masses that sum to ``COLUMN`` times that.
+
+    Vectorised: columns are filled in order, light words (below one column) from heavy ones. With ``D`` the running
     sum of what the light words lack and ``E`` that of what the heavy words have to spare, a light word is filled
     by the first heavy word whose ``E`` exceeds the ``D`` before it; a heavy word is itself the lighter part of its
     column once ``D`` has reached its ``E``, and the next heavy word fills it (the sweep of Hübschle-Schneider &
-    Sanders 2019, Parallel Weighted Random Sampling, section 4). In integers every column comes out exactly full.
+    Sanders 2019, Parallel Weighted Random Sampling, section 4). In integers every column comes out exactly full, and
+    ``D = E`` where a distribution ends: one sweep serves them all.
     """
-    vocab_size = len(probability_V)
-    mass_V = _apportion(probability_V, vocab_size * COLUMN, vocab_size * COLUMN)
-    threshold_V = mass_V.clone()
-    alias_V = torch.arange(vocab_size, device=mass_V.device)
-    light = (mass_V < COLUMN).nonzero().squeeze(1)
-    heavy = (mass_V >= COLUMN).nonzero().squeeze(1)
-    if len(light):
-        lack = COLUMN - mass_V[light]
-        lacked = lack.cumsum(0)
-        spared = (mass_V[heavy] - COLUMN).cumsum(0)
-        alias_V[light] = heavy[torch.searchsorted(spared, lacked - lack, right=True)]
-        alias_V[heavy[:-1]] = heavy[1:]
-        threshold_V[heavy] = COLUMN + spared - lacked[torch.searchsorted(lacked, spared)]
-    return AliasTable(mass_V, threshold_V, alias_V)
+    threshold_P = mass_P.clone()
+    alias_P = torch.arange(len(mass_P), device=mass_P.device)
+    light = (mass_P < COLUMN).nonzero().squeeze(1)
+    heavy = (mass_P >= COLUMN).nonzero().squeeze(1)
+    lack = COLUMN - mass_P[light]
+    lacked = torch.cat([lack.new_zeros(1), lack.cumsum(0)])
+    spared = (mass_P[heavy] - COLUMN).cumsum(0)
+    alias_P[light] = heavy[torch.searchsorted(spared, lacked[:-1], right=True)]
+    alias_P[heavy[:-1]] = heavy[1:]
+    threshold_P[heavy] = COLUMN + spared - lacked[torch.searchsorted(lacked, spared)]
+    return threshold_P, alias_P
 
 
 def draw_independent(table: AliasTable, shape: Sequence[int], generator: torch.Generator) -> Tensor:

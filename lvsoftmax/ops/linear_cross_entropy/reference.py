@@ -89,7 +89,7 @@ class _WeightedSum(torch.autograd.Function):
 
 def blocks(tokens: int, vocab: int) -> Iterator[slice]:
     """Cut the tokens into blocks of about ``BLOCK`` logits."""
-    size = max(BLOCK // vocab, FEWEST)
+    size = max(BLOCK // max(vocab, 1), FEWEST)
     return (slice(start, start + size) for start in range(0, tokens, size))
 
 
