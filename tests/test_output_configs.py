@@ -7,10 +7,11 @@ from typing import Literal, get_origin, get_type_hints
 
 import pytest
 import torch
-from cases import CASES, COUNTS, Batch, Case, for_every_case, zipf_counts
+from cases import CASES, COUNTS, Batch, Case, for_every_case, option_values, zipf_counts
 from omegaconf import OmegaConf
 
 import lvsoftmax.layers
+from lvsoftmax import optim
 from lvsoftmax.layer import DenseOutputLayer, OutputLayer
 
 MODULES = sorted(path.stem for path in Path(lvsoftmax.layers.__path__[0]).glob("[!_]*.py"))
@@ -97,6 +98,28 @@ def test_one_yaml_builds_and_trains_at_any_vocabulary(case, size):
     loss = layer.loss(batch.hidden, batch.target, torch.full((7,), 1 / 7), batch.previous)
     loss.backward()
     assert loss.isfinite()
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(case.name, "noise", value)
+        for case in YAMLS
+        if "noise" in case.parameters
+        for value in option_values(get_type_hints(case.layer_class.__init__)["noise"])
+    ],
+    ids=str,
+)
+def test_every_noise_builds_with_the_other_defaults_and_takes_a_step(case):
+    layer = case.build()
+    batch = Batch.of(layer, dtype=torch.float32)
+    layer.observe(batch.target)
+    layer.refresh()
+    before = [parameter.clone() for parameter in layer.parameters()]
+    layer.loss(batch.hidden, batch.target, torch.full((7,), 1 / 7), batch.previous).backward()
+    optim.SGD(layer.parameters(), lr=0.1).step()
+    assert all(parameter.isfinite().all() for parameter in layer.parameters())
+    assert any(not torch.equal(one, two) for one, two in zip(before, layer.parameters(), strict=True))
 
 
 # -- bad input --------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from lvsoftmax.ops.objectives import (
 class ImportanceSampledSoftmax(DenseOutputLayer):
     """Estimates the log-partition of a softmax by importance sampling in training; evaluates the exact softmax.
 
-    With logits ``s`` and K words drawn with replacement from ``q``, shared by the tokens of a call::
+    With logits ``s`` and K words drawn with replacement from ``q``, shared by the tokens of a call if ``q`` is fixed::
 
         objective = -s_t + log( (1 / K) sum_k exp(s_k) / q_k )
 
@@ -35,18 +35,18 @@ class ImportanceSampledSoftmax(DenseOutputLayer):
     tokens, reaches ``ess_target`` or K reaches ``max_samples``. As the model grows sharper than the noise, the
     effective size of a fixed K falls, and training comes apart: where a context predicts a word with a greater
     probability than that of its being drawn at all, nothing balances the push on its score. For the same reason uniform
-    noise is not offered. The diagnostics, K and its effective size, tell in time.
+    noise is not offered, nor the targets of the call, among which a token's own would be for sure. The diagnostics, K
+    and its effective size, tell in time.
 
     At a fixed K the optimum is off by O(1/K), more where the noise misses what a context predicts. Divergence from the
     truth on a toy of 97 words at K = 24, as a share of the unigram's, KL bound: 0.15.
 
     Cost per token of a training step: ``6 D K`` FLOPs, and ``2 D K`` for growing; one host synchronisation per block;
-    memory O(N K); ``N + K`` rows of the table get gradients.
+    memory O(N K); ``N + K`` rows of the table get gradients, ``N (K + 1)`` where the draws are a token's own.
 
     References: Bengio & Senecal 2003, Quick Training of Probabilistic Neural Nets by Importance Sampling; 2008,
-    Adaptive Importance Sampling to Accelerate Training of a Neural Probabilistic Language Model. There ``q`` is also a
-    bigram distribution that adapts to the model, each context has its own draws, and the exact gradient is taken
-    when too many would be needed.
+    Adaptive Importance Sampling to Accelerate Training of a Neural Probabilistic Language Model. There the
+    bigram distribution adapts to the model, and the exact gradient is taken when too many draws would be needed.
 
     Args:
         hidden_size: D.
@@ -54,13 +54,19 @@ class ImportanceSampledSoftmax(DenseOutputLayer):
         samples: words drawn at a time, as a number (int) or a share of the vocabulary (float in (0, 1], rounded up).
         ess_target: effective sample size at which drawing stops, likewise; None draws ``samples`` words and no more.
         max_samples: words drawn at most, likewise; unused without ``ess_target``.
-        noise: ``unigram`` (the counts, at least one) or ``log_uniform`` (about Zipf's law in the ranks).
-        power: exponent of the noise's weights.
+        noise: ``unigram`` (the counts, at least one), ``log_uniform`` (about Zipf's law in the ranks), or one that
+            depends on the context, see :mod:`lvsoftmax.noise`: ``bigram``, ``quadratic_kernel``, ``random_fourier``,
+            ``midx``. Their draws are a token's own.
+        power: exponent of the weights of a fixed distribution, or of the unigram that ``bigram`` backs off to.
+        bigrams: what ``noise=bigram`` needs: rows of previous word, word and count, or the path of an .npy file of
+            them; in a configuration, ``text`` for those of the training text.
         bias: whether words have a bias.
         sparse: row-sparse gradients of the table and the bias.
 
     Raises:
-        ValueError: a size is out of range, ``max_samples`` below another one, or ``power`` negative.
+        ValueError: a size is out of range, ``max_samples`` below another one, or ``power`` negative; the noise cannot
+            be had with the other options; or ``bigram`` noise lacks a usable ``bigrams`` table, or a call the word
+            before.
     """
 
     def __init__(
@@ -71,8 +77,9 @@ class ImportanceSampledSoftmax(DenseOutputLayer):
         samples: int | float = 0.02,
         ess_target: int | float | None = 0.02,
         max_samples: int | float = 0.2,
-        noise: Literal["unigram", "log_uniform"] = "unigram",
+        noise: Literal["unigram", "log_uniform", "bigram", "quadratic_kernel", "random_fourier", "midx"] = "unigram",
         power: float = 1.0,
+        bigrams: Tensor | str | None = None,
         bias: bool = True,
         sparse: bool = True,
     ) -> None:
@@ -86,7 +93,7 @@ class ImportanceSampledSoftmax(DenseOutputLayer):
                 "it limits; raise it, or set ess_target=null to fix the number of samples"
             )
         most = self.samples if self.ess_target is None else self.max_samples
-        self.noise = make_noise(noise, counts, most, power=power)
+        self.noise = make_noise(noise, counts, most, hidden_size=hidden_size, power=power, bigrams=bigrams)
         self._latest: tuple[Tensor, Sample] | None = None
 
     @torch.no_grad()

@@ -8,10 +8,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lvsoftmax.layer import DenseOutputLayer
-from lvsoftmax.noise import NoiseName, make_noise
+from lvsoftmax.noise import Noise, NoiseName, make_noise
 from lvsoftmax.ops.linear_cross_entropy.sampled import candidate_loss, noise_contrastive_slopes
 from lvsoftmax.ops.noise import Sample, sample_count
-from lvsoftmax.ops.objectives import candidate_logits, noise_contrastive
+from lvsoftmax.ops.objectives import candidate_logits, leave_out, left_out_draws, noise_contrastive
 
 
 class NoiseContrastiveEstimation(DenseOutputLayer):
@@ -46,17 +46,24 @@ class NoiseContrastiveEstimation(DenseOutputLayer):
         hidden_size: D.
         counts: ``[vocab]`` training frequency of each word, non-increasing.
         samples: K, as a number of words (int) or a share of the vocabulary (float in (0, 1], rounded up).
-        noise: ``uniform``, ``log_uniform`` (about Zipf's law in the ranks) or ``unigram`` (the counts, at least one).
-        power: exponent of the noise's weights; 0 makes any of them uniform.
-        replacement: draw with replacement.
-        noise_sharing: ``batch``, the tokens of a call share K words, or ``token``, each draws K words of its own.
+        noise: what words are drawn from, see :mod:`lvsoftmax.noise`: ``uniform``, ``log_uniform`` (about Zipf's law in
+            the ranks), ``unigram`` (the counts, at least one), ``in_batch`` (the other tokens' targets, always shared),
+            or one that depends on the context and is always a token's own.
+        power: exponent of the weights of a fixed distribution, or of the unigram that ``bigram`` backs off to; 0 makes
+            them uniform.
+        replacement: draw with replacement, as all but the fixed distributions must.
+        noise_sharing: ``batch``, the tokens of a call share K words of a fixed distribution, or ``token``, each draws K
+            words of its own.
+        bigrams: what ``noise=bigram`` needs: rows of previous word, word and count, or the path of an .npy file of
+            them; in a configuration, ``text`` for those of the training text.
         normaliser: ``fixed`` keeps ``c`` at its start; ``learned`` trains it, one number for all contexts.
         bias: whether words have a bias.
         sparse: row-sparse gradients of the table and the bias.
 
     Raises:
         ValueError: ``samples`` is out of range, or exceeds the vocabulary without replacement; ``power`` is negative;
-            draws of a token's own without replacement.
+            the noise cannot be had with the other options; or ``bigram`` noise lacks a usable ``bigrams`` table, or a
+            call the word before.
     """
 
     log_normaliser: Tensor
@@ -71,6 +78,7 @@ class NoiseContrastiveEstimation(DenseOutputLayer):
         power: float = 1.0,
         replacement: bool = True,
         noise_sharing: Literal["batch", "token"] = "batch",
+        bigrams: Tensor | str | None = None,
         normaliser: Literal["fixed", "learned"] = "fixed",
         bias: bool = True,
         sparse: bool = True,
@@ -79,8 +87,15 @@ class NoiseContrastiveEstimation(DenseOutputLayer):
         self.samples = sample_count("samples", samples, self.vocab_size)
         if noise_sharing not in ("batch", "token"):
             raise ValueError(f"noise_sharing={noise_sharing!r}: must be batch or token")
-        self.noise = make_noise(
-            noise, counts, self.samples, power=power, replacement=replacement, per_token=noise_sharing == "token"
+        self.noise: Noise = make_noise(
+            noise,
+            counts,
+            self.samples,
+            hidden_size=hidden_size,
+            power=power,
+            replacement=replacement,
+            per_token=noise_sharing == "token",
+            bigrams=bigrams,
         )
         # [1]: a number without dimension would leave its sum with the draws' float32 in float32.
         start = torch.tensor([0.0 if bias else math.log(self.vocab_size)])
@@ -107,7 +122,8 @@ class NoiseContrastiveEstimation(DenseOutputLayer):
         """Return the binary cross-entropies of the target and the drawn words, summed."""
         ids, log_expected, target_log_expected = self._sample(hidden, target, previous, sample)
         target_logit, logit = candidate_logits(hidden, self.weight, self.bias, target, ids, sparse=self.sparse)
-        return noise_contrastive(target_logit - target_log_expected, logit - log_expected)
+        own = left_out_draws(target, ids, hits=True, own=self.noise.holds_targets)
+        return noise_contrastive(target_logit - target_log_expected, leave_out(logit - log_expected, own))
 
     def loss(
         self,
@@ -121,7 +137,15 @@ class NoiseContrastiveEstimation(DenseOutputLayer):
         sample = self._sample(hidden, target, previous, sample)
         table = (self.weight, self.bias)
         return candidate_loss(
-            noise_contrastive_slopes, hidden, *table, target, sample, weight, hits=True, sparse=self.sparse
+            noise_contrastive_slopes,
+            hidden,
+            *table,
+            target,
+            sample,
+            weight,
+            hits=True,
+            own=self.noise.holds_targets,
+            sparse=self.sparse,
         )
 
     def _sample(self, hidden: Tensor, target: Tensor, previous: Tensor | None, sample: Sample | None) -> Sample:

@@ -51,6 +51,28 @@ def candidate_logits(
     return upcast(hidden_ND * target_row_ND).sum(1) + target_bias_N, upcast(hidden_ND @ row_KD.T) + bias_K
 
 
+def left_out_draws(target_N: Tensor, ids: Tensor, *, hits: bool, own: bool) -> tuple[Tensor, Tensor] | None:
+    """Return which draws a token does not see: where its key, ``[N]``, equals that of the draw, shaped as ``ids``.
+
+    Args:
+        target_N: each token's word.
+        ids: drawn words.
+        hits: whether a token sees draws of its own target.
+        own: whether the draws are the targets themselves; then draw ``n`` is none for token ``n``.
+    """
+    if not hits:
+        return target_N, ids
+    if own:
+        position_N = torch.arange(len(target_N), device=target_N.device)
+        return position_N, position_N
+    return None
+
+
+def leave_out(logit_NK: Tensor, keys: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Return the logits, -inf where ``left_out_draws`` says that a token does not see the draw."""
+    return logit_NK if keys is None else logit_NK.masked_fill(keys[0][:, None] == keys[1], -torch.inf)
+
+
 def sampled_softmax(
     target_logit_N: Tensor, logit_NK: Tensor, target_log_expected_N: Tensor, log_expected: Tensor, hit_NK: Tensor
 ) -> Tensor:

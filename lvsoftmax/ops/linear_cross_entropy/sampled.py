@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from lvsoftmax.ops.linear_cross_entropy.reference import accumulate, blocks, cast, zeros
 from lvsoftmax.ops.noise import Sample
 from lvsoftmax.ops.numerics import product_dtype, softplus, upcast
-from lvsoftmax.ops.objectives import candidate_logits, candidate_rows
+from lvsoftmax.ops.objectives import candidate_logits, candidate_rows, left_out_draws
 
 Slopes = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """An objective: ``slopes(target_logit_C, logit_CK, upstream_C)``, of corrected logits.
@@ -37,6 +37,7 @@ def candidate_loss(
     token_weight_N: Tensor,
     *,
     hits: bool,
+    own: bool = False,
     sparse: bool,
 ) -> Tensor:
     """Return ``sum_n token_weight_n objective_n``, a scalar, to be differentiated at most once.
@@ -52,10 +53,11 @@ def candidate_loss(
         sample: the drawn words, and what to take off the logits of draws and targets.
         token_weight_N: the weights of the sum.
         hits: whether a token sees those draws that are its own target.
+        own: whether the draws are the targets, so that a token never sees draw ``n``.
         sparse: whether the gradients of table and bias are row-sparse (COO).
     """
     ids, log_expected, target_log_expected = sample
-    left_out = None if hits else (target_N, ids)
+    left_out = left_out_draws(target_N, ids, hits=hits, own=own)
     if ids.ndim == 2:
         target_logit_N, logit_NK = candidate_logits(hidden_ND, weight_VD, bias_V, target_N, ids, sparse=sparse)
         target_logit_N = target_logit_N - target_log_expected
