@@ -1,7 +1,8 @@
 """What output layers cost, side by side with what a user would otherwise install: ``python -m experiments.benchmark``.
 
 ``study=quick`` (the default), ``layers``, ``vocabulary`` and ``shapes`` time layers and peers over a grid; ``goals``
-measures what this project promises of its speed. Everything lands in ``outputs/benchmark/<study>/``.
+measures what this project promises of its speed; ``profile`` shows where the time of a training step goes. Everything
+lands in ``outputs/benchmark/<study>/``.
 """
 
 import json
@@ -14,14 +15,15 @@ from typing import Any
 
 import hydra
 import torch
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from experiments import wording
-from experiments.bench import goals, grid, records
+from experiments.bench import contestants, goals, grid, records, step
 from experiments.bench.peers import modules
 from experiments.bench.promises import promises
-from experiments.cli import CONFIGS, guarded, nearest, one_line_errors
+from experiments.cli import CONFIGS, compose_config, guarded, nearest, one_line_errors
 from experiments.train import find_device
 from lvsoftmax.runs import describe_environment, version
 
@@ -75,6 +77,30 @@ def run_goals(config: dict[str, Any], output: Path) -> None:
         print("The promises for CUDA are unmeasured: there is no device.")
 
 
+def run_profile(config: dict[str, Any], output: Path) -> None:
+    """Take training steps to pieces, layer by layer; files are written anew after each."""
+    study = config["study"]
+    chosen = contestants.layers(study["layers"])
+    settings = [*study["settings"], f"optim={config['optim']}", f"device={config['device']}", "wandb.mode=disabled"]
+    configs = {}
+    GlobalHydra.instance().clear()  # this program's own configuration is complete; now for that of another
+    for layer in chosen:
+        options = [f"output.{name}={json.dumps(value)}" for name, value in layer.options]
+        configs[layer.label] = compose_config("train", [*settings, f"output={layer.name}", *options])
+    if not configs:
+        raise ValueError("study.layers is empty; name at least one")
+    describe(config, output)
+    profiles: list[step.Profile] = []
+    with progress(config["progress"], len(configs)) as advance:
+        for label, each in configs.items():
+            advance(0, label)
+            profiles.append(step.profiled(label, each, study["steps"], study["threads"]))
+            advance(1, label)
+            write(output, "results.csv", step.to_csv(profiles))
+            write(output, "results.md", step.table(profiles))
+    print(step.table(profiles))
+
+
 def describe(config: dict[str, Any], output: Path) -> dict[str, Any]:
     """Write down where this runs, before the first result, and return it."""
     environment = describe_environment(torch.device(config["device"])) | {"config": config}
@@ -125,7 +151,7 @@ def check(config: dict[str, Any]) -> None:
         raise ValueError(f"optim={config['optim']}: no such choice{nearest(config['optim'], optims)}")
 
 
-STUDIES = {"grid": run_grid, "goals": run_goals}
+STUDIES = {"grid": run_grid, "goals": run_goals, "profile": run_profile}
 
 
 @hydra.main(version_base="1.3", config_path=str(BENCHMARK), config_name="benchmark")
