@@ -33,7 +33,7 @@ from lvsoftmax.data.vocabulary import EOS, Interner, Vocabulary, rank
 SPLITS = ("train", "valid", "test")
 SUFFIXES = ("", ".gz", ".bz2", ".xz", ".zst")
 _FORMAT = 1  # of the cache; raise it when the same text and options come to be encoded differently
-_STATISTICS_FORMAT = 1  # raise it when the same text comes to have other statistics
+_STATISTICS_FORMAT = 2  # raise it when the same text comes to have other statistics
 _BLOCK = 1 << 20  # bytes read, or ids mapped, at a time
 _ABANDONED_SECONDS = 24 * 3600  # after which a temporary folder of the cache belongs to a process that was killed
 

@@ -36,19 +36,20 @@ def bigrams(ids: Int[np.ndarray, "tokens"], vocab_size: int) -> Int64[np.ndarray
 
 
 def word_vectors(
-    table: Int64[np.ndarray, "pairs 3"], vocab_size: int, width: int = 100, contexts: int = 2000
+    table: Int64[np.ndarray, "pairs 3"], vocab_size: int, width: int = 50, contexts: int = 2000
 ) -> Float32[np.ndarray, "vocab width"]:
     """Return vectors that point the same way for words with the same neighbours.
 
     The contexts of a word are the words before it and, apart from them, the words after it, of each the most frequent
     ``contexts``. From their counts ``n`` comes the matrix
 
-        X[w, c] = sqrt(n(w, c)) / (n(w) n(c))^(1/4),
+        X[w, c] = sqrt(n(w, c) / (n(w) n(c))),
 
-    a canonical correlation analysis of square-rooted counts, whose best approximation of rank ``width`` groups the
-    words by classes as a Brown clustering does (Stratos, Collins & Hsu 2015, Model-based Word Embeddings from
-    Decompositions of Count Matrices, section 4; they count a window on both sides together). The vectors are the rows
-    of its left singular vectors, scaled to unit length; zero for a word without such neighbours.
+    whose best approximation of rank ``width`` gives the vectors: its rows, in the coordinates of its singular vectors,
+    scaled to unit length; zero for a word without such neighbours. Square-rooted counts in place of counts, divided by
+    powers of the margins, are those of Stratos, Collins & Hsu 2015, Model-based Word Embeddings from Decompositions of
+    Count Matrices, section 4. They divide by ``(n(w) n(c))^(1/4)`` and leave the singular values out, which gives the
+    many directions that are noise the weight of the few that are not: trees over such vectors are clearly worse.
 
     The decomposition is a randomised one (Halko, Martinsson & Tropp 2011, Finding Structure with Randomness, algorithms
     4.4 and 5.1) from a fixed seed: the same table gives the same vectors.
@@ -67,10 +68,10 @@ def word_vectors(
     count = torch.cat([count[left], count[right]]).double()
     row_sum = count.new_zeros(vocab_size).index_add_(0, row, count)
     column_sum = count.new_zeros(2 * contexts).index_add_(0, column, count)
-    value = (count.sqrt() / (row_sum[row] * column_sum[column]).pow(0.25)).float()
+    value = (count / (row_sum[row] * column_sum[column])).sqrt().float()
     rank = min(width, 2 * contexts, vocab_size)
     vectors = torch.zeros(vocab_size, width)
-    vectors[:, :rank] = _left_singular_vectors(row, column, value, (vocab_size, 2 * contexts), rank)
+    vectors[:, :rank] = _principal_components(row, column, value, (vocab_size, 2 * contexts), rank)
     vectors[row_sum == 0] = 0  # rounding errors would be given unit length
     return F.normalize(vectors, eps=torch.finfo().tiny).numpy()
 
@@ -82,19 +83,18 @@ STATISTICS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
 """By the name of the field that asks for it: what computes a statistic of a text."""
 
 
-def _left_singular_vectors(
+def _principal_components(
     row: Tensor, column: Tensor, value: Tensor, shape: tuple[int, int], rank: int
 ) -> Float32[Tensor, "rows rank"]:
-    """Return the left singular vectors of a sparse matrix for its ``rank`` largest singular values; 0 for zeros."""
+    """Return the left singular vectors of a sparse matrix times its singular values, for the ``rank`` largest."""
     by_row = _sparse_product(row, column, value, shape[0])
     by_column = _sparse_product(column, row, value, shape[1])
     start = torch.randn(shape[1], min(rank + OVERSAMPLING, *shape), generator=torch.Generator().manual_seed(0))
     basis = torch.linalg.qr(by_row(start)).Q
     for _ in range(POWER_ROUNDS):
         basis = torch.linalg.qr(by_row(torch.linalg.qr(by_column(basis)).Q)).Q
-    turn, singular, _ = torch.linalg.svd(by_column(basis).T, full_matrices=False)
-    determined = singular > shape[0] ** 0.5 * torch.finfo().eps * singular[0]
-    return basis @ (turn * determined)[:, :rank]
+    left, singular, _ = torch.linalg.svd(by_column(basis).T, full_matrices=False)
+    return basis @ (left * singular)[:, :rank]
 
 
 def _sparse_product(row: Tensor, column: Tensor, value: Tensor, rows: int) -> Callable[[Tensor], Tensor]:
