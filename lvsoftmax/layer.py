@@ -17,9 +17,15 @@ from torch import Tensor, nn
 from lvsoftmax.noise import Noise
 from lvsoftmax.ops.backends import Backends
 from lvsoftmax.ops.gumbel import gumbel_argmax
-from lvsoftmax.ops.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_loss
+from lvsoftmax.ops.linear_cross_entropy import (
+    linear_cross_entropy,
+    linear_cross_entropy_loss,
+    normalised_cross_entropy,
+    normalised_cross_entropy_loss,
+)
 from lvsoftmax.ops.noise import Sample
-from lvsoftmax.ops.softmax import log_softmax, logsumexp
+from lvsoftmax.ops.normalisers import Exponential, Normaliser, log_normalise
+from lvsoftmax.ops.softmax import logsumexp
 
 
 class OutputLayer(nn.Module, ABC):
@@ -187,12 +193,14 @@ class OutputLayer(nn.Module, ABC):
 
 
 class DenseOutputLayer(OutputLayer):
-    """One table with a row per word, ``logits = hidden @ weight.T + bias``, and a hook that normalises them.
+    """One table with a row per word, ``logits = hidden @ weight.T + bias``, and what normalises them.
 
-    With the default hook (``log_softmax``), ``nll`` and ``loss`` go through :mod:`lvsoftmax.ops.linear_cross_entropy`
-    and never hold ``[tokens, vocab]``. Surrogates over the table differ in ``forward`` (and ``loss``) only.
+    Probabilities are a positive weight of each logit over the sum of the weights: the exponential, or what the
+    constructor names as ``normaliser``. ``nll`` and ``loss`` go through :mod:`lvsoftmax.ops.linear_cross_entropy` and
+    never hold ``[tokens, vocab]``. What is no weight of each logit overrides the hook ``normalise`` and gives that up.
+    Surrogates over the table differ in ``forward`` (and ``loss``) only.
 
-    The table starts uniform in ``+-1/sqrt(hidden_size)``, the bias at the log of the words' relative frequency (each
+    The table starts uniform in ``+-1/sqrt(hidden_size)``, the bias at the logits of the words' relative frequency (each
     count raised by one), so that an untrained layer already predicts about the unigram distribution.
 
     Args:
@@ -201,24 +209,33 @@ class DenseOutputLayer(OutputLayer):
         bias: whether words have a bias.
         sparse: row-sparse gradients of the table and the bias, for objectives that touch few rows.
         backend: one of ``backends``, or ``auto``.
+        normaliser: the weight of a logit.
     """
 
     noise: Noise | None
     """Where an objective draws words from: set by the constructors of those that do."""
 
     def __init__(
-        self, hidden_size: int, counts: Tensor, *, bias: bool = True, sparse: bool = False, backend: str = "auto"
+        self,
+        hidden_size: int,
+        counts: Tensor,
+        *,
+        bias: bool = True,
+        sparse: bool = False,
+        backend: str = "auto",
+        normaliser: Normaliser = Exponential(),  # noqa: B008
     ) -> None:
         super().__init__(hidden_size, counts, backend=backend)
+        self.normaliser = normaliser
         self.sparse = sparse
         self.noise = None
         self.weight = nn.Parameter(torch.empty(self.vocab_size, hidden_size))
-        self.bias = nn.Parameter(unigram_log_prob(counts)) if bias else None
+        self.bias = nn.Parameter(normaliser.scores(unigram_log_prob(counts))) if bias else None
         nn.init.uniform_(self.weight, -1 / math.sqrt(hidden_size), 1 / math.sqrt(hidden_size))
 
     def normalise(self, logits: Float[Tensor, "tokens vocab"]) -> Float[Tensor, "tokens vocab"]:
-        """Turn logits into log-probabilities; the hook that other normalisers override."""
-        return log_softmax(logits, dim=1)
+        """Turn logits into log-probabilities; the hook for what is no elementwise weight."""
+        return log_normalise(logits, self.normaliser, dim=1)
 
     def operands(self, hidden: Float[Tensor, "tokens hidden"]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return hidden, table and bias as they enter the product; the hook for scaling the logits."""
@@ -234,9 +251,11 @@ class DenseOutputLayer(OutputLayer):
 
     def nll(self, hidden: Float[Tensor, "tokens hidden"], target: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
         """Return the exact negative log-likelihood, without ``[tokens, vocab]`` under the default hook."""
-        if self._normalises_by_softmax():
+        if not self._normalises_by_weight():
+            return super().nll(hidden, target)
+        if isinstance(self.normaliser, Exponential):
             return linear_cross_entropy(*self.operands(hidden), target)
-        return super().nll(hidden, target)
+        return normalised_cross_entropy(*self.operands(hidden), target, self.normaliser)
 
     def loss(
         self,
@@ -247,13 +266,17 @@ class DenseOutputLayer(OutputLayer):
         sample: Sample | None = None,
     ) -> Float[Tensor, ""]:
         """Return ``sum(weight * forward)``; exact layers under the default hook take gradients on the way."""
-        if self._normalises_by_softmax() and type(self).forward is OutputLayer.forward:
+        if not self._normalises_by_weight() or type(self).forward is not OutputLayer.forward:
+            return super().loss(hidden, target, weight, previous, sample)
+        if isinstance(self.normaliser, Exponential):
             return linear_cross_entropy_loss(*self.operands(hidden), target, weight)
-        return super().loss(hidden, target, weight, previous, sample)
+        return normalised_cross_entropy_loss(*self.operands(hidden), target, weight, self.normaliser)
 
     def log_partition(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens"] | None:
-        """Return the log-sum-exp of the logits, under the default hook."""
-        return logsumexp(self.logits(hidden), dim=1) if self._normalises_by_softmax() else None
+        """Return the log of the sum of the weights, under the default hook."""
+        if not self._normalises_by_weight():
+            return None
+        return logsumexp(self.normaliser.log_weight(self.logits(hidden)), dim=1)
 
     def draw(
         self,
@@ -280,7 +303,7 @@ class DenseOutputLayer(OutputLayer):
         """Look ``ids`` up in the table."""
         return F.embedding(ids, self.weight, sparse=self.sparse)
 
-    def _normalises_by_softmax(self) -> bool:
+    def _normalises_by_weight(self) -> bool:
         return type(self).normalise is DenseOutputLayer.normalise
 
 

@@ -29,6 +29,28 @@ def full_softmax(layer, hidden: np.ndarray) -> np.ndarray:
     return log_softmax(dense_logits(layer, hidden) * array(layer.inverse_temperature))
 
 
+def log_normalised(weight: np.ndarray) -> np.ndarray:
+    """Positive weights over their sum, as logarithms."""
+    return np.log(weight) - np.log(weight.sum(-1, keepdims=True))
+
+
+def spherical_softmax(layer, hidden: np.ndarray) -> np.ndarray:
+    """De Brebisson & Vincent 2016, the spherical softmax: ``(o_k^2 + epsilon) / sum_i (o_i^2 + epsilon)``."""
+    return log_normalised(dense_logits(layer, hidden) ** 2 + layer.normaliser.epsilon)
+
+
+def taylor_softmax(layer, hidden: np.ndarray) -> np.ndarray:
+    """De Brebisson & Vincent 2016, the Taylor softmax: ``(1 + o_k + o_k^2 / 2) / sum_i (1 + o_i + o_i^2 / 2)``."""
+    logits = dense_logits(layer, hidden)
+    return log_normalised(1 + logits + logits**2 / 2)
+
+
+def sig_softmax(layer, hidden: np.ndarray) -> np.ndarray:
+    """Kanai et al. 2018: ``exp(z_k) sigmoid(z_k) / sum_m exp(z_m) sigmoid(z_m)``."""
+    logits = dense_logits(layer, hidden)
+    return log_normalised(np.exp(logits) / (1 + np.exp(-logits)))
+
+
 def hierarchical_softmax(layer, hidden: np.ndarray) -> np.ndarray:
     """Morin & Bengio 2005, section 3: the decisions on the way from each word up to the root, one by one."""
     weight, bias, pace = array(layer.weight), array(layer.bias), array(layer.pace)

@@ -129,6 +129,27 @@ def test_the_jacobian_of_division_and_its_products(dim):
     assert_close(left, (row_v[..., None, :] @ expected).squeeze(-2), 1e-13)
 
 
+@for_every_normaliser
+def test_weighing_gives_the_weights_and_their_derivatives_up_to_scale(normaliser):
+    x = torch.cat([scores(4, 5), scores(4, 5) + 30, scores(4, 5) - 30])
+    weight, derivative, log_scale = normaliser.weigh(x.clone())
+    expected = torch.from_numpy(WEIGHTS[normaliser](x.numpy()))
+    assert log_scale.shape == (12, 1)
+    assert_close(weight * log_scale.exp() / expected, torch.ones_like(expected), 1e-12)
+    assert_close(derivative / weight, normaliser.slope(x), 1e-12)
+    assert (weight.amax(1) <= 1 + 1e-12).all() and (weight.amax(1) >= 0.5).all()
+
+
+@pytest.mark.parametrize("size", [88.0, 103.0, 104.0, 200.0, 1e4, 1e37])
+@for_every_normaliser
+def test_weighing_does_not_overflow(normaliser, size):
+    x = torch.tensor([[1.0, 0.75, 0.0, -1.0], [1.0, 1.0, 1.0, 1.0], [-0.5, -1.0, -1.0, -0.75]]) * size
+    weight, derivative, log_scale = normaliser.weigh(x.clone())
+    expected = normaliser.log_weight(x.double())
+    assert weight.isfinite().all() and derivative.isfinite().all() and log_scale.isfinite().all()
+    assert_close(weight.double(), (expected - log_scale.double()).exp(), 1e-5 + 1e-7 * min(size, 1e4))
+
+
 # -- any score --------------------------------------------------------------------------------------------------------
 
 

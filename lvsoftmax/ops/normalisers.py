@@ -43,6 +43,14 @@ class Normaliser(Protocol):
         """Return ``g'(x)``."""
         ...
 
+    def weigh(self, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ``f(x) / s``, ``f'(x) / s`` and ``log s``; s is a number per row that keeps the weights from overflow.
+
+        The rows of ``score`` are distributions; it is in the precision of sums and may be overwritten. For those who
+        take gradients themselves.
+        """
+        ...
+
     def scores(self, log_prob: Tensor) -> Tensor:
         """Return scores that have these log-probabilities (the last dimension is the distribution).
 
@@ -62,6 +70,12 @@ class Exponential:
     def slope(self, score: Tensor) -> Tensor:
         """Return 1."""
         return torch.ones_like(upcast(score))
+
+    def weigh(self, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the exponentials twice, the largest being 1."""
+        largest = score.amax(-1, keepdim=True)
+        weight = score.sub_(largest).exp_()
+        return weight, weight, largest
 
     def scores(self, log_prob: Tensor) -> Tensor:
         """Return ``log_prob``: the scores whose weights need no division."""
@@ -99,6 +113,12 @@ class Spherical:
         root = self._root(score)
         return 2 * (upcast(score) / root) / root
 
+    def weigh(self, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return sums of squares and products, without a logarithm; the largest weight is 1."""
+        root = self._root(torch.maximum(score.amax(-1, keepdim=True), -score.amin(-1, keepdim=True)))
+        weight = score.div_(root).square().add_(self.epsilon / root.square())
+        return weight, score.mul_(2 / root), 2 * root.log()
+
     def scores(self, log_prob: Tensor) -> Tensor:
         """Return positive scores of which the smallest is ``sqrt(epsilon)``, where ``g'`` is largest.
 
@@ -129,6 +149,11 @@ class Taylor:
         """Return ``(1 + x) / (1 + x + x^2 / 2)``."""
         return _UNIT.slope(upcast(score) + 1)
 
+    def weigh(self, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what the spherical softmax does."""
+        weight, derivative, log_scale = _UNIT.weigh(score.add_(1))
+        return weight, derivative, log_scale - math.log(2)
+
     def scores(self, log_prob: Tensor) -> Tensor:
         """Return scores of which the smallest is 0, where ``g'`` is largest."""
         return _UNIT.scores(log_prob) - 1
@@ -151,6 +176,20 @@ class Sigmoidal:
     def slope(self, score: Tensor) -> Tensor:
         """Return ``2 - sigmoid(x)``."""
         return 2 - torch.sigmoid(upcast(score))
+
+    def weigh(self, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return weights from one exponential each, ``e = exp(x - m)`` with m the largest score.
+
+        ``sigmoid(x) = b q`` with ``q = e / (b e + c)``, where b and c are ``exp(m)`` and 1 over the larger of the two;
+        so ``f(x) = e q exp(m) b``.
+        """
+        largest = score.amax(-1, keepdim=True)
+        b, c = largest.clamp(max=0).exp(), largest.clamp(min=0).neg().exp()
+        exponential = score.sub_(largest).exp_()
+        q = (exponential * b).add_(c.clamp(min=torch.finfo(c.dtype).tiny))  # 0 / 0 where both have underflowed
+        torch.div(exponential, q, out=q)
+        weight = exponential.mul_(q)
+        return weight, q.mul_(-b).add_(2).mul_(weight), largest + largest.clamp(max=0)
 
     def scores(self, log_prob: Tensor) -> Tensor:
         """Return scores that are 0 for a probability of 1 / n: they lie about the bend of f.

@@ -1,0 +1,135 @@
+"""Cross-entropy of scores that other normalisers than the exponential turn into probabilities, by blocks of tokens.
+
+Letters: N tokens, D hidden, V words, C tokens of one block. With a weight ``f`` per score, ``g = log f`` and the sum
+over the *other* words ``o = sum over v != t of f(s_v)``,
+
+    nll = log(1 + exp(log o - g(s_t)))
+    dnll / ds_t = -g'(s_t) o / (o + f(s_t)),      dnll / ds_v = f'(s_v) / (o + f(s_t))  for v != t
+
+which for ``f = exp`` are (3) and (4) of README.md, and keep their digits for the same reason. f and f' are scaled by a
+number per row against overflow; only the target's weight, one per token, needs a logarithm. Two arrays ``[C, V]`` are
+alive at a time, f and f', so blocks are half as large.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lvsoftmax.ops.linear_cross_entropy.reference import accumulate, blocks, cast, zeros
+from lvsoftmax.ops.normalisers import Normaliser
+from lvsoftmax.ops.numerics import product_dtype, upcast
+
+
+def normalised_cross_entropy(
+    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, target_N: Tensor, normaliser: Normaliser
+) -> Tensor:
+    """Return ``-log p[target]`` of each token, p from ``hidden @ weight.T + bias``, for any upstream gradient.
+
+    The backward pass computes the scores again: four matrix products in all.
+    """
+    return _PerToken.apply(hidden_ND, weight_VD, bias_V, target_N, normaliser)
+
+
+def normalised_cross_entropy_loss(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    target_N: Tensor,
+    token_weight_N: Tensor,
+    normaliser: Normaliser,
+) -> Tensor:
+    """Return ``sum(token_weight * nll)`` as a scalar, to be differentiated at most once.
+
+    Gradients are computed during the forward pass: three matrix products in all.
+    """
+    return _WeightedSum.apply(hidden_ND, weight_VD, bias_V, target_N, token_weight_N, normaliser)
+
+
+class _PerToken(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden_ND, weight_VD, bias_V, target_N, normaliser):
+        ctx.dtype, ctx.normaliser = product_dtype(hidden_ND), normaliser
+        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, target_N)
+        return _step(ctx.dtype, normaliser, (hidden_ND, weight_VD, bias_V), target_N)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream_N):
+        *parameters, target_N = ctx.saved_tensors
+        gradients = _room(parameters, ctx.needs_input_grad)
+        _step(ctx.dtype, ctx.normaliser, parameters, target_N, upstream_N, gradients)
+        return *cast(gradients, *parameters), None, None
+
+
+class _WeightedSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden_ND, weight_VD, bias_V, target_N, token_weight_N, normaliser):
+        parameters = (hidden_ND, weight_VD, bias_V)
+        gradients = _room(parameters, ctx.needs_input_grad)
+        upstream_N = token_weight_N if any(ctx.needs_input_grad[:3]) else None
+        nll_N = _step(product_dtype(hidden_ND), normaliser, parameters, target_N, upstream_N, gradients)
+        ctx.nll_N = nll_N if ctx.needs_input_grad[4] else None
+        ctx.gradients = cast(gradients, *parameters)
+        return (token_weight_N * nll_N).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream):
+        # The gradients leave ctx for good: they are scaled in place, and autograd would copy what somebody still holds.
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            raise RuntimeError("this loss can be differentiated once; use the per-token nll to do it again")
+        scaled = [None if gradient is None else gradient.mul_(upstream) for gradient in gradients]
+        return *scaled, None, None if ctx.nll_N is None else upstream * ctx.nll_N, None
+
+
+def _room(parameters: Sequence[Any], needed: Sequence[bool]) -> list[Tensor | None]:
+    pairs = zip(parameters, needed, strict=False)
+    return [zeros(x, x.dtype) if asked and x is not None else None for x, asked in pairs]
+
+
+def _step(
+    dtype: torch.dtype,
+    normaliser: Normaliser,
+    parameters: Sequence[Any],
+    target_N: Tensor,
+    upstream_N: Tensor | None = None,
+    gradients: list[Tensor | None] | None = None,
+) -> Tensor:
+    """Return the nll and, where ``upstream`` is given, add to the gradients of hidden, weight and bias."""
+    hidden_ND, weight_VD, bias_V = parameters
+    cast_VD = weight_VD.to(dtype)
+    nll_N = zeros(target_N, hidden_ND.dtype)
+    for block in blocks(len(hidden_ND), 2 * len(weight_VD)):
+        hidden_CD = hidden_ND[block].to(dtype)
+        score_CV = upcast(hidden_CD @ cast_VD.T)
+        if bias_V is not None:
+            score_CV += bias_V
+        upstream_C = None if upstream_N is None else upstream_N[block]
+        nll_N[block], grad_CV = _block(score_CV, target_N[block], upstream_C, normaliser)
+        if gradients is not None:
+            accumulate(gradients, block, grad_CV, hidden_CD, cast_VD)
+    return nll_N
+
+
+def _block(
+    score_CV: Tensor, target_C: Tensor, upstream_C: Tensor | None, normaliser: Normaliser
+) -> tuple[Tensor, Tensor | None]:
+    """Return the block's nll and, where ``upstream`` is given, its gradient; the scores are lost."""
+    target_C1 = target_C[:, None]
+    score_C1 = score_CV.gather(1, target_C1)
+    weight_CV, derivative_CV, log_scale_C1 = normaliser.weigh(score_CV)
+    others_C1 = weight_CV.scatter_(1, target_C1, 0.0).sum(1, keepdim=True)
+    log_weight_C1 = normaliser.log_weight(score_C1) - log_scale_C1
+    margin_C1 = log_weight_C1 - others_C1.log()
+    nll_C = -F.logsigmoid(margin_C1).squeeze(1)
+    if upstream_C is None:
+        return nll_C, None
+    upstream_C1 = upstream_C[:, None]
+    derivative_CV *= upstream_C1 / (others_C1 + log_weight_C1.exp())
+    target_grad_C1 = -upstream_C1 * normaliser.slope(score_C1) * torch.sigmoid(-margin_C1)
+    return nll_C, derivative_CV.scatter_(1, target_C1, target_grad_C1)
