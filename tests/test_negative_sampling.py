@@ -100,7 +100,6 @@ def test_diagnostics_compare_with_the_softmax_of_the_scores():
         ({"samples": 0}, "samples=0"),
         ({"samples": 19, "replacement": False}, "samples=19: more than the 18 words"),
         ({"power": -0.75}, "power=-0.75"),
-        ({"noise_sharing": "token", "replacement": False}, "replacement=False"),
     ],
 )
 def test_settings_out_of_range_are_an_error(options, message):

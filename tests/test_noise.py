@@ -4,7 +4,6 @@ import math
 import pytest
 import torch
 
-from lvsoftmax.noise import make_noise
 from lvsoftmax.noise.distinct import DistinctNoise
 from lvsoftmax.noise.independent import IndependentNoise
 from lvsoftmax.ops import noise as ops
@@ -157,34 +156,42 @@ def test_all_words_are_certain_when_all_are_drawn():
         assert (mass == DRAW).all()
 
 
-def test_inclusion_is_exact_over_all_orders_and_starts(monkeypatch):
-    """Enumeration: with masses in eighths, eight starts times all orders are all that can happen."""
-    mass = torch.tensor([8, 7, 5, 3, 1]) * (DRAW // 8)
-    drawn = torch.zeros(5, dtype=torch.long)
-    for order in itertools.permutations(range(5)):
-        for start in range(8):
-            monkeypatch.setattr(torch, "randperm", lambda *_, order=order, **__: torch.tensor(order))
-            monkeypatch.setattr(torch, "randint", lambda *_, start=start, **__: torch.tensor([start * (DRAW // 8)]))
-            ids = ops.draw_distinct(mass, 3, generator())
-            assert len(set(ids.tolist())) == 3
-            drawn[ids] += 1
-    assert torch.equal(drawn, mass // (DRAW // 8) * math.factorial(5))
+@pytest.mark.parametrize(
+    "eighths",
+    [
+        [8, 7, 5, 3, 1],
+        [7, 7, 7, 7, 4],  # every stratum has a word on either border
+        [5] * 8,
+        [8] * 4,
+        [1] * 24,
+        [4, 4, 8, 1, 7, 8, 3, 5, 6, 2],
+    ],
+    ids=str,
+)
+def test_inclusion_is_exact_whatever_lies_on_a_border(eighths):
+    mass, size = torch.tensor(eighths) * (DRAW // 8), 200_000
+    count = sum(eighths) // 8
+    ids = ops.draw_distinct(mass.cumsum(0), (size, count), generator())
+    assert (ids.sort(1).values.diff(dim=1) > 0).all()
+    p = mass.double() / DRAW
+    assert close_to_its_mean(ids.flatten().bincount(minlength=len(mass)) / size, p, p * (1 - p), size)
 
 
+@pytest.mark.parametrize("count", [1, 3, 24, 90])
 @for_every_noise
-def test_frequencies_of_distinct_draws(noise):
-    size, count = 20_000, 3
-    noise = DistinctNoise(COUNTS, noise, 1.0, count)
-    source, drawn = generator(), torch.zeros(7, dtype=torch.long)
-    for _ in range(size):
-        drawn[noise.draw(NO_HIDDEN, torch.tensor([0]), None, source).ids] += 1
-    assert drawn.sum() == size * count
+def test_frequencies_of_distinct_draws(noise, count):
+    size, counts = 50_000, torch.arange(97, 0, -1) ** 2
+    noise = DistinctNoise(counts, noise, 1.0, count, per_token=True)
+    ids = noise.draw(NO_HIDDEN, torch.zeros(size, dtype=torch.long), None, generator()).ids
+    assert ids.shape == (size, count)
+    assert (ids.sort(1).values.diff(dim=1) > 0).all()
     inclusion = noise.mass.double() / DRAW
-    assert close_to_its_mean(drawn / size, inclusion, inclusion * (1 - inclusion), size)
+    frequency = ids.flatten().bincount(minlength=97) / size
+    assert close_to_its_mean(frequency, inclusion, inclusion * (1 - inclusion), size)
 
 
 def test_all_pairs_can_meet():
-    """What a fixed order would lose: neighbours would never be drawn together."""
+    """What strata that always begin at the same word would lose: those of one stratum would never be drawn together."""
     noise, source, pairs = DistinctNoise(torch.ones(6), "uniform", 1.0, 2), generator(), set()
     for _ in range(300):
         pairs.add(tuple(sorted(noise.draw(NO_HIDDEN, torch.tensor([0]), None, source).ids.tolist())))
@@ -203,11 +210,6 @@ def test_distinct_draws_know_their_inclusion(noise):
 def test_more_distinct_draws_than_words_are_an_error():
     with pytest.raises(ValueError, match="samples=8: more than the 7 words .* replacement=true"):
         DistinctNoise(COUNTS, "unigram", 1.0, 8)
-
-
-def test_words_of_a_tokens_own_are_drawn_with_replacement():
-    with pytest.raises(ValueError, match="replacement=False: .* set replacement=true"):
-        make_noise("unigram", COUNTS, 3, replacement=False, per_token=True)
 
 
 # -- as a part of a layer ---------------------------------------------------------------------------------------------

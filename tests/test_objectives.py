@@ -200,7 +200,7 @@ def test_the_bias_of_sampled_softmax_falls_as_one_over_the_draws():
     for count in COUNTS_OF_DRAWS:
         mass = ops.inclusion_mass(context.q, count)
         inclusion = (mass.double() / ops.DRAW).log()
-        ids = torch.stack([ops.draw_distinct(mass, count, source) for _ in range(repeats)])
+        ids = ops.draw_distinct(mass.cumsum(0), (repeats, count), source)
         log_expected = (inclusion[[context.target]].expand(repeats), inclusion[ids])
         derivative = context.derivative(sampled_softmax, ids, *log_expected, ids == context.target)
         error = derivative - context.exact - context.noise_of_first_order(ids, inclusion[ids])

@@ -55,8 +55,7 @@ class NegativeSampling(DenseOutputLayer):
         sparse: row-sparse gradients of the table and the bias.
 
     Raises:
-        ValueError: ``samples`` is out of range, or exceeds the vocabulary without replacement; ``power`` is negative;
-            draws of a token's own without replacement.
+        ValueError: ``samples`` is out of range, or exceeds the vocabulary without replacement; ``power`` is negative.
     """
 
     log_expected: Tensor

@@ -24,8 +24,8 @@ class SampledSoftmax(DenseOutputLayer):
     (exactly so were the words drawn independently of one another; a fixed K makes them weakly dependent). Draws that
     hit the token's own target are left out. With all words drawn this is the exact softmax.
 
-    - Without replacement ``exp(l)`` is a word's inclusion probability, exact by systematic sampling; words that the
-      noise expects once or more are always there. Drawing costs O(V), about 5 ms per 100,000 words on one CPU core.
+    - Without replacement ``exp(l)`` is a word's inclusion probability, exact by Deville's systematic sampling; words
+      that the noise expects once or more are always there. Drawing costs O(K log V).
     - With replacement ``exp(l_k) = K q_k`` for each drawn copy, while the target's is ``1 - (1 - q_t)^K``, how likely
       it is to be drawn at all. (With ``K q_t`` for the target too, as in TensorFlow's ``sampled_softmax_loss`` with
       ``unique=False``, a target expected more than once loses its own share of the sum.) Drawing costs O(K).

@@ -75,8 +75,8 @@ def make_noise(
     if noise not in get_args(NoiseName):
         raise ValueError(f"noise={noise!r}: choose one of {', '.join(get_args(NoiseName))}")
     if noise == "uniform" or noise == "log_uniform" or noise == "unigram":
-        replacement = per_token if replacement is None else replacement
-        return make_fixed_noise(noise, counts, count, power=power, replacement=replacement, per_token=per_token)
+        replaced = bool(replacement)
+        return make_fixed_noise(noise, counts, count, power=power, replacement=replaced, per_token=per_token)
     if replacement is False:
         raise ValueError(f"replacement=False: noise={noise} draws with replacement only; set replacement=null")
     if noise == "bigram":
@@ -105,8 +105,5 @@ def make_fixed_noise(
 
     The arguments and errors are those of ``make_noise``.
     """
-    if replacement:
-        return IndependentNoise(counts, noise, power, count, per_token=per_token)
-    if per_token:
-        raise ValueError("replacement=False: words of a token's own are drawn with replacement; set replacement=true")
-    return DistinctNoise(counts, noise, power, count)
+    kind = IndependentNoise if replacement else DistinctNoise
+    return kind(counts, noise, power, count, per_token=per_token)

@@ -7,13 +7,14 @@ from lvsoftmax.ops.noise import FixedNoiseName, Sample
 
 
 class DistinctNoise(nn.Module):
-    """Draws K different words for all tokens, with exact inclusion probabilities; O(V), see :mod:`lvsoftmax.ops.noise`.
+    """Draws K different words with exact inclusion probabilities; O(log V) each, see :mod:`lvsoftmax.ops.noise`.
 
     Args:
         counts: ``[vocab]`` training frequency of each word.
         noise: the distribution's name.
         power: exponent of the distribution's weights.
         count: K, words per draw.
+        per_token: every token draws K words of its own; otherwise all tokens share K words.
 
     Raises:
         ValueError: ``count`` exceeds the vocabulary.
@@ -23,15 +24,21 @@ class DistinctNoise(nn.Module):
     holds_targets = False
 
     mass: Tensor
+    reached: Tensor
 
-    def __init__(self, counts: Tensor, noise: FixedNoiseName, power: float, count: int) -> None:
+    def __init__(
+        self, counts: Tensor, noise: FixedNoiseName, power: float, count: int, *, per_token: bool = False
+    ) -> None:
         super().__init__()
         self.count = count
+        self.per_token = per_token
         self.register_buffer("mass", ops.inclusion_mass(ops.noise_probability(counts, noise, power), count))
+        self.register_buffer("reached", self.mass.cumsum(0))
 
     def draw(self, hidden: Tensor, target: Tensor, previous: Tensor | None, generator: Generator) -> Sample:
-        """Draw ``[K]`` different words; ``log_expected`` is the log inclusion probability."""
-        ids = ops.draw_distinct(self.mass, self.count, generator)
+        """Draw ``[K]`` different words, or ``[tokens, K]``; ``log_expected`` is the log inclusion probability."""
+        shape = (len(target), self.count) if self.per_token else (self.count,)
+        ids = ops.draw_distinct(self.reached, shape, generator)
         return Sample(ids, self.log_expected(ids), self.log_expected(target))
 
     def log_expected(self, words: Tensor) -> Tensor:

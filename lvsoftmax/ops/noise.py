@@ -1,8 +1,7 @@
 """Noise distributions over words: probabilities, tables to draw from, draws on the device, their expected counts.
 
-Letters: V words, K draws. Tables are integers (fixed point), for three reasons: what is drawn follows the stored table
-exactly, with no rounding between the draw and its logarithm; no cast of a module to half precision can touch them; and
-devices without float64 can draw from a million words.
+Letters: V words, K draws. Tables are integers (fixed point), for two reasons: what is drawn follows the stored table
+exactly, with no rounding between the draw and its logarithm; and no cast of a module to half precision can touch them.
 """
 
 import math
@@ -165,18 +164,57 @@ def inclusion_mass(probability_V: Tensor, count: int) -> Tensor:
     return _apportion(inclusion_V, count * DRAW, DRAW)
 
 
-def draw_distinct(mass_V: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Draw ``[count]`` different ids, each word with exactly its inclusion probability, in O(V).
+def draw_distinct(reached_V: Tensor, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Draw ids that are distinct along the last dimension, each word with exactly its inclusion probability.
 
-    Systematic sampling with unequal probabilities (Madow 1949) over a random order (Hartley & Rao 1962): words lie end
-    to end on a line, each as long as its inclusion probability; points at distance one, from a random start, hit the
-    words that are drawn. No word is longer than one, hence none is hit twice.
+    Deville's systematic sampling (Deville 1998; Chauvet 2012, On a characterization of ordered pivotal sampling). Words
+    lie end to end on a line, each as long as its inclusion probability, no longer than one. The line is cut into K
+    strata of length one, and every stratum draws the word at a random point of it. A word ``w`` on the border of two
+    strata, with ``a`` of it in the first and ``b`` in the second, must not be drawn by both: where the first has drawn
+    it, the second draws from what is right of ``w``; where it has not, the second draws ``w`` with probability
+    ``b / (1 - a)``. Then ``w`` is drawn with probability ``a + (1 - a) b / (1 - a) = a + b``, and what is right of it,
+    ``(a + (1 - a) (1 - b / (1 - a))) / (1 - b) = 1`` times as often as without the rule.
+
+    Words of one stratum never meet. So the line is a circle, whose strata begin at the edge of a random word. Whether a
+    stratum has drawn the word on its right border depends on whether its neighbour has, by one of four maps of a truth
+    value to another. Strata behind the latest one whose map is constant do not matter, and of the others it does how
+    many negate: no loop. O(K log V), from running sums.
+
+    Args:
+        reached_V: running sum of ``inclusion_mass``.
+        shape: of the ids; its last dimension is ``count``.
+        generator: of the draws.
     """
-    order_V = torch.randperm(len(mass_V), generator=generator, device=mass_V.device)
-    end_V = mass_V[order_V].cumsum(0)
-    start = torch.randint(DRAW, (1,), generator=generator, device=mass_V.device)
-    point_K = start + DRAW * torch.arange(count, device=mass_V.device)
-    return order_V[torch.searchsorted(end_V, point_K, right=True)]
+    *rows, count = shape
+    device, circle = reached_V.device, count * DRAW
+
+    def number(*size: int) -> Tensor:
+        return torch.rand(size, generator=generator, dtype=torch.float64, device=device)
+
+    first = torch.randint(len(reached_V), (*rows, 1), generator=generator, device=device)
+    edge_K = (reached_V[first] + DRAW * torch.arange(count, device=device)) % circle
+    border_K = torch.searchsorted(reached_V, edge_K, right=True)
+    after_K = reached_V[border_K] - edge_K
+    before_K = edge_K - torch.where(border_K > 0, reached_V[border_K - 1], 0)
+    after_K = torch.where(before_K > 0, after_K, 0)  # a word that begins at the edge is on no border
+
+    # Where the stratum draws, if its neighbour to the left has drawn the word on their border, and if it has not.
+    random_K, rest_K = number(*shape), DRAW - after_K
+    chance_K = after_K.double() / (DRAW - before_K)
+    scaled_K = (random_K - chance_K).clamp(min=0) / (1 - chance_K).clamp(min=2.0**-53)
+    drawn_K, open_K = ((after_K + (r * rest_K).long()).clamp(max=DRAW - 1) for r in (random_K, scaled_K))
+    open_K = torch.where(random_K < chance_K, 0, open_K)
+
+    right_K = DRAW - torch.cat([before_K[..., 1:], torch.zeros_like(first)], -1)
+    to_K, from_K = drawn_K >= right_K, open_K >= right_K  # what true and false are mapped to
+    place_K = torch.arange(count, device=device).expand(*rows, count)
+    latest_K = torch.where(to_K == from_K, place_K, -1).cummax(-1).values
+    seen_K, known_K = latest_K >= 0, latest_K.clamp(min=0)
+    negated_K = (from_K & ~to_K).cumsum(-1)
+    odd_K = (negated_K - torch.where(seen_K, negated_K.gather(-1, known_K), 0)) % 2 == 1
+    state_K = (seen_K & from_K.gather(-1, known_K)) ^ odd_K
+    state_K = torch.cat([torch.zeros_like(state_K[..., :1]), state_K[..., :-1]], -1)
+    return torch.searchsorted(reached_V, (edge_K + torch.where(state_K, drawn_K, open_K)) % circle, right=True)
 
 
 def log_inclusion_probability(mass_V: Tensor, ids: Tensor) -> Tensor:
