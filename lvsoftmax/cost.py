@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from lvsoftmax.layer import OutputLayer
+from lvsoftmax.ops import buffers
 
 
 class Work(NamedTuple):
@@ -156,7 +157,8 @@ def reset_peak(device: torch.device | str = "cpu") -> None:
 
 
 def release_free_memory() -> None:
-    """Ask the C library to return freed memory, which would otherwise hide what the next step takes."""
+    """Return what is kept for reuse, here and by the C library: it would hide what the next step takes."""
+    buffers.release()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:  # glibc has it, musl has not
         trim(0)

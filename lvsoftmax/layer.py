@@ -18,10 +18,13 @@ from lvsoftmax.noise import Noise
 from lvsoftmax.ops.backends import Backends
 from lvsoftmax.ops.gumbel import gumbel_argmax
 from lvsoftmax.ops.linear_cross_entropy import (
+    BACKENDS,
     linear_cross_entropy,
     linear_cross_entropy_loss,
+    linear_logsumexp,
     normalised_cross_entropy,
     normalised_cross_entropy_loss,
+    soft_capped,
 )
 from lvsoftmax.ops.noise import Sample
 from lvsoftmax.ops.normalisers import Exponential, Normaliser, log_normalise
@@ -212,6 +215,9 @@ class DenseOutputLayer(OutputLayer):
         normaliser: the weight of a logit.
     """
 
+    softcap: float | None = None
+    """Logits are ``softcap * tanh(logit / softcap)``; None leaves them as they are."""
+
     noise: Noise | None
     """Where an objective draws words from: set by the constructors of those that do."""
 
@@ -243,7 +249,7 @@ class DenseOutputLayer(OutputLayer):
 
     def logits(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens vocab"]:
         """Return the score of every word."""
-        return F.linear(*self.operands(hidden))
+        return soft_capped(F.linear(*self.operands(hidden)), self.softcap)
 
     def log_prob(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens vocab"]:
         """Return the normalised logits."""
@@ -254,7 +260,7 @@ class DenseOutputLayer(OutputLayer):
         if not self._normalises_by_weight():
             return super().nll(hidden, target)
         if isinstance(self.normaliser, Exponential):
-            return linear_cross_entropy(*self.operands(hidden), target)
+            return linear_cross_entropy(*self.operands(hidden), target, **self._exact_options())
         return normalised_cross_entropy(*self.operands(hidden), target, self.normaliser)
 
     def loss(
@@ -269,13 +275,15 @@ class DenseOutputLayer(OutputLayer):
         if not self._normalises_by_weight() or type(self).forward is not OutputLayer.forward:
             return super().loss(hidden, target, weight, previous, sample)
         if isinstance(self.normaliser, Exponential):
-            return linear_cross_entropy_loss(*self.operands(hidden), target, weight)
+            return linear_cross_entropy_loss(*self.operands(hidden), target, weight, **self._exact_options())
         return normalised_cross_entropy_loss(*self.operands(hidden), target, weight, self.normaliser)
 
     def log_partition(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens"] | None:
         """Return the log of the sum of the weights, under the default hook."""
         if not self._normalises_by_weight():
             return None
+        if isinstance(self.normaliser, Exponential):
+            return linear_logsumexp(*self.operands(hidden), **self._exact_options())
         return logsumexp(self.normaliser.log_weight(self.logits(hidden)), dim=1)
 
     def draw(
@@ -302,6 +310,11 @@ class DenseOutputLayer(OutputLayer):
     def embed(self, ids: Int[Tensor, "..."]) -> Float[Tensor, "... hidden"]:
         """Look ``ids`` up in the table."""
         return F.embedding(ids, self.weight, sparse=self.sparse)
+
+    def _exact_options(self) -> dict[str, Any]:
+        # The backends of a surrogate may have other names; the exact operation then takes the best of its own.
+        backend = self.backend if self.backends is BACKENDS or self.backend == "eager" else "auto"
+        return {"softcap": self.softcap, "backend": backend}
 
     def _normalises_by_weight(self) -> bool:
         return type(self).normalise is DenseOutputLayer.normalise

@@ -25,8 +25,9 @@ def dense_logits(layer, hidden: np.ndarray) -> np.ndarray:
 
 
 def full_softmax(layer, hidden: np.ndarray) -> np.ndarray:
-    """Bengio et al. 2003, equation 1, its logits divided by the temperature."""
-    return log_softmax(dense_logits(layer, hidden) * array(layer.inverse_temperature))
+    """Bengio et al. 2003, equation 1, its logits divided by the temperature; Gemma Team 2024, section 2: the cap."""
+    logits = dense_logits(layer, hidden) * array(layer.inverse_temperature)
+    return log_softmax(logits if layer.softcap is None else layer.softcap * np.tanh(logits / layer.softcap))
 
 
 def log_normalised(weight: np.ndarray) -> np.ndarray:

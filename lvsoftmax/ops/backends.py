@@ -122,9 +122,19 @@ class CppLibrary:
             return str(error)
         return None if device.type == "cpu" else "it runs on the CPU; choose another backend, or move the layer"
 
-    def call(self, function: str, *arguments: Tensor | int | float | None) -> None:
-        """Call a C function with contiguous CPU tensors (pointers), ints (int64_t), floats (double), None (nullptr)."""
-        getattr(self.load(), function)(*map(_as_c, arguments))
+    def call(self, function: str, *arguments: Tensor | int | float | None) -> int:
+        """Call a C function with contiguous CPU tensors (pointers), ints (int64_t), floats (double), None (nullptr).
+
+        Returns:
+            Its ``int64_t``; of a void function no number that means anything.
+        """
+        compiled = getattr(self.load(), function)
+        compiled.restype = ctypes.c_int64
+        return compiled(*map(_as_c, arguments))
+
+    def has(self, function: str) -> bool:
+        """Return whether this processor's build has a function."""
+        return hasattr(self.load(), function)
 
     def load(self) -> ctypes.CDLL:
         """Return the loaded library, compiled unless the cache has it.

@@ -1,90 +1,85 @@
-"""Cross-entropy of ``hidden @ weight.T + bias`` by blocks of tokens, in plain PyTorch.
+"""Cross-entropy of ``hidden @ weight.T + bias`` by blocks of tokens, in plain PyTorch: the ``eager`` backend.
 
 Letters: N tokens, D hidden, V words, C tokens of one block. Only one ``[C, V]`` array is alive at a time. README.md
-beside this file derives what is computed.
+beside this file derives what is computed. The three functions that a backend consists of come first.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from lvsoftmax.ops.numerics import product_dtype, upcast
+from lvsoftmax.ops import buffers
+from lvsoftmax.ops.numerics import upcast
 
 BLOCK = 2**24  # entries of one [C, V] array: 64 MiB in float32
 FEWEST = 64  # tokens that keep a product at full speed; from V = BLOCK / FEWEST on, blocks grow with V
 
 
-def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, target_N: Tensor) -> Tensor:
-    """Return ``-log softmax(hidden @ weight.T + bias)[target]`` of each token, for any upstream gradient.
+def sums(
+    dtype: torch.dtype, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, target_N: Tensor, softcap: float
+) -> tuple[Tensor, Tensor]:
+    """Return the log of the sum over all words but the target, and the target's logit, of each token."""
+    cast_VD = weight_VD.to(dtype)
+    others_N, target_logit_N = zeros(target_N, hidden_ND.dtype), zeros(target_N, hidden_ND.dtype)
+    for block in blocks(len(hidden_ND), len(weight_VD)):
+        logit_CV, _ = _logits(hidden_ND[block].to(dtype), cast_VD, bias_V, softcap)
+        target_C1 = target_N[block, None]
+        target_logit_N[block] = logit_CV.gather(1, target_C1).squeeze(1)
+        others_N[block] = logit_CV.scatter_(1, target_C1, -torch.inf).logsumexp(1)
+    return others_N, target_logit_N
 
-    The backward pass computes the logits again: four matrix products in all, memory of one block.
+
+def gradients(
+    dtype: torch.dtype,
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    target_N: Tensor,
+    softcap: float,
+    others_N: Tensor,
+    others_factor_N: Tensor,
+    target_factor_N: Tensor,
+    needed: Sequence[bool],
+) -> list[Tensor | None]:
+    """Return the gradients of hidden, weight and bias that are needed, the logits being computed again.
+
+    The derivative by a capped logit is ``others_factor * exp(logit - others)``; for the target ``target_factor``.
     """
-    return _PerToken.apply(hidden_ND, weight_VD, bias_V, target_N)
+    gradients = _room(needed, hidden_ND, weight_VD, bias_V)
+    cast_VD = weight_VD.to(dtype)
+    for block in blocks(len(hidden_ND), len(weight_VD)):
+        hidden_CD = hidden_ND[block].to(dtype)
+        grad_CV, slope_CV = _logits(hidden_CD, cast_VD, bias_V, softcap)
+        grad_CV.sub_(others_N[block, None]).exp_().mul_(others_factor_N[block, None])
+        grad_CV.scatter_(1, target_N[block, None], target_factor_N[block, None])
+        accumulate(gradients, block, grad_CV if slope_CV is None else grad_CV.mul_(slope_CV), hidden_CD, cast_VD)
+    return gradients
 
 
-def linear_cross_entropy_loss(
-    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, target_N: Tensor, token_weight_N: Tensor
-) -> Tensor:
-    """Return ``sum(token_weight * nll)`` as a scalar, to be differentiated at most once.
-
-    The weights are known beforehand, so the gradients are computed during the forward pass from each block of
-    exponentials while it is there: three matrix products in all, memory of one block and of the gradients.
-    """
-    return _WeightedSum.apply(hidden_ND, weight_VD, bias_V, target_N, token_weight_N)
-
-
-class _PerToken(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, hidden_ND, weight_VD, bias_V, target_N):
-        ctx.dtype = product_dtype(hidden_ND)
-        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, target_N)
-        cast_VD = weight_VD.to(ctx.dtype)
-        nll_N = zeros(target_N, hidden_ND.dtype)
-        for block in blocks(len(hidden_ND), len(weight_VD)):
-            nll_N[block] = _block(hidden_ND[block].to(ctx.dtype), cast_VD, bias_V, target_N[block])[0]
-        return nll_N
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, upstream_N):
-        hidden_ND, weight_VD, bias_V, target_N = ctx.saved_tensors
-        gradients = _room(ctx, hidden_ND, weight_VD, bias_V)
-        cast_VD = weight_VD.to(ctx.dtype)
-        for block in blocks(len(hidden_ND), len(weight_VD)):
-            hidden_CD = hidden_ND[block].to(ctx.dtype)
-            _, grad_CV = _block(hidden_CD, cast_VD, bias_V, target_N[block], upstream_N[block])
-            accumulate(gradients, block, grad_CV, hidden_CD, cast_VD)
-        return *cast(gradients, hidden_ND, weight_VD, bias_V), None
-
-
-class _WeightedSum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, hidden_ND, weight_VD, bias_V, target_N, token_weight_N):
-        dtype = product_dtype(hidden_ND)
-        gradients = _room(ctx, hidden_ND, weight_VD, bias_V)
-        cast_VD = weight_VD.to(dtype)
-        nll_N = zeros(target_N, hidden_ND.dtype)
-        for block in blocks(len(hidden_ND), len(weight_VD)):
-            hidden_CD = hidden_ND[block].to(dtype)
-            upstream_C = token_weight_N[block] if any(ctx.needs_input_grad[:3]) else None
-            nll_N[block], grad_CV = _block(hidden_CD, cast_VD, bias_V, target_N[block], upstream_C)
-            accumulate(gradients, block, grad_CV, hidden_CD, cast_VD)
-        ctx.nll_N = nll_N if ctx.needs_input_grad[4] else None
-        ctx.gradients = cast(gradients, hidden_ND, weight_VD, bias_V)
-        return (token_weight_N * nll_N).sum()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, upstream):
-        # The gradients leave ctx for good: they are scaled in place, and autograd would copy what somebody still holds.
-        gradients, ctx.gradients = ctx.gradients, None
-        if gradients is None:
-            raise RuntimeError("this loss can be differentiated once; use the per-token nll to do it again")
-        scaled = [None if gradient is None else gradient.mul_(upstream) for gradient in gradients]
-        return *scaled, None, None if ctx.nll_N is None else upstream * ctx.nll_N
+def weighted(
+    dtype: torch.dtype,
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    target_N: Tensor,
+    softcap: float,
+    token_weight_N: Tensor,
+    needed: Sequence[bool],
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Return each token's nll, and the gradients of ``sum(token_weight * nll)`` that are needed."""
+    gradients = _room(needed, hidden_ND, weight_VD, bias_V)
+    cast_VD = weight_VD.to(dtype)
+    nll_N = zeros(target_N, hidden_ND.dtype)
+    for block in blocks(len(hidden_ND), len(weight_VD)):
+        hidden_CD = hidden_ND[block].to(dtype)
+        logit_CV, slope_CV = _logits(hidden_CD, cast_VD, bias_V, softcap)
+        nll_N[block], grad_CV = softmax_block(logit_CV, target_N[block], token_weight_N[block])
+        if grad_CV is not None and slope_CV is not None:
+            grad_CV *= slope_CV
+        accumulate(gradients, block, grad_CV, hidden_CD, cast_VD)
+    return nll_N, gradients
 
 
 def blocks(tokens: int, vocab: int) -> Iterator[slice]:
@@ -93,14 +88,17 @@ def blocks(tokens: int, vocab: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, tokens, size))
 
 
-def _block(
-    hidden_CD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, target_C: Tensor, upstream_C: Tensor | None = None
+def _logits(
+    hidden_CD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, softcap: float
 ) -> tuple[Tensor, Tensor | None]:
-    """Return what ``softmax_block`` does of the block's logits."""
+    """Return the block's logits and, where they are capped, their derivatives by what they were before."""
     logit_CV = upcast(hidden_CD @ weight_VD.T)
     if bias_V is not None:
         logit_CV += bias_V
-    return softmax_block(logit_CV, target_C, upstream_C)
+    if not softcap:
+        return logit_CV, None
+    logit_CV.div_(softcap).tanh_()
+    return logit_CV * softcap, logit_CV.square_().neg_().add_(1)
 
 
 def softmax_block(exp_CV: Tensor, target_C: Tensor, upstream_C: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -123,13 +121,12 @@ def softmax_block(exp_CV: Tensor, target_C: Tensor, upstream_C: Tensor | None = 
 
 def zeros(like: Tensor, dtype: torch.dtype) -> Tensor:
     """Return zeros in the precision of sums."""
-    return torch.zeros_like(like, dtype=torch.promote_types(dtype, torch.float32))
+    return buffers.empty_like(like, like.shape, torch.promote_types(dtype, torch.float32)).zero_()
 
 
-def _room(ctx, *inputs: Tensor | None) -> list[Tensor | None]:
-    """Return zeros for the sums over blocks of those gradients that are asked for."""
-    pairs = zip(inputs, ctx.needs_input_grad, strict=False)
-    return [zeros(x, x.dtype) if needed and x is not None else None for x, needed in pairs]
+def _room(needed: Sequence[bool], *inputs: Tensor | None) -> list[Tensor | None]:
+    """Return zeros for the sums over blocks of those gradients that are needed."""
+    return [zeros(x, x.dtype) if asked and x is not None else None for x, asked in zip(inputs, needed, strict=True)]
 
 
 def accumulate(

@@ -1,0 +1,68 @@
+"""Memory for large results that every step makes anew: touched once, then used again.
+
+The first touch of fresh memory is a page fault per 4 KiB, and costs several times as much as writing the numbers. Large
+tensors are given back to the system when they die, so that a gradient ``[V, D]`` pays for this at every step. What
+:func:`recycled` returns is an ordinary tensor on memory that is kept when the tensor, and everything that shares its
+storage, has died, and serves the next tensor of that size.
+"""
+
+import math
+import weakref
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+SMALLEST = 2**20
+"""Bytes below which the C library itself keeps memory for reuse."""
+
+PATIENCE = 64
+"""Requests, of any size, after which memory that served none of them goes back to the system."""
+
+ALIGNMENT = 64
+"""Bytes: a cache line, and the widest register."""
+
+_free: list[tuple[int, np.ndarray]] = []  # (number of requests when it became free, memory), oldest first
+_requests = 0
+
+
+def empty_like(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Return an uninitialised tensor on the device of ``like``, on recycled memory where that is possible."""
+    real = type(like) in (Tensor, Parameter) and not torch.compiler.is_compiling()
+    return recycled(shape, dtype) if real and like.is_cpu else like.new_empty(shape, dtype=dtype)
+
+
+def recycled(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Return an uninitialised tensor on the CPU, on memory that has been touched before if there is some."""
+    size = math.prod(shape) * dtype.itemsize
+    if size < SMALLEST:
+        return torch.empty(shape, dtype=dtype)
+    memory = _take(size + ALIGNMENT)
+    start = -memory.ctypes.data % ALIGNMENT
+    # The tensor's storage owns this view, and nobody else does: it dies when nothing shares the storage any more.
+    view = memory[start : start + size]
+    weakref.finalize(view, _give, memory).atexit = False
+    return torch.from_numpy(view).view(dtype).view(*shape)
+
+
+def release() -> None:
+    """Give the memory that waits for reuse back to the system."""
+    _free.clear()
+
+
+def _take(size: int) -> np.ndarray:
+    global _requests
+    _requests += 1
+    while _free and _free[0][0] < _requests - PATIENCE:
+        _free.pop(0)
+    for position in reversed(range(len(_free))):
+        if len(_free[position][1]) == size:
+            return _free.pop(position)[1]
+    # NumPy asks for huge pages where the system has them: fewer faults even for what is fresh.
+    return np.empty(size, np.uint8)
+
+
+def _give(memory: np.ndarray) -> None:
+    _free.append((_requests, memory))

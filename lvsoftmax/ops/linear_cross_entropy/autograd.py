@@ -1,0 +1,189 @@
+"""Cross-entropy of ``hidden @ weight.T + bias`` as differentiable functions over any backend.
+
+Letters: N tokens, D hidden, V words. A backend is a module with the three functions of ``reference.py``. All functions
+here take ``softcap``, which makes the logits ``softcap * tanh(logit / softcap)``, and ``backend``, a name in
+``BACKENDS`` or ``auto``; values are float32, or float64 where ``hidden`` is.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lvsoftmax.ops.backends import Backends
+from lvsoftmax.ops.linear_cross_entropy import native, reference
+from lvsoftmax.ops.linear_cross_entropy.reference import cast
+from lvsoftmax.ops.numerics import product_dtype, softplus, upcast
+
+BACKENDS = Backends(cpp=native.LIBRARY.obstacle)
+
+KERNELS = {"eager": reference, "cpp": native}
+
+
+def linear_cross_entropy(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    target_N: Tensor,
+    *,
+    softcap: float | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Return ``-log softmax(hidden @ weight.T + bias)[target]`` of each token, for any upstream gradient.
+
+    The backward pass computes the logits again: four matrix products in all, memory of one block.
+
+    Raises:
+        ValueError: operands that do not fit together; a backend that cannot run there.
+    """
+    nll_N, _ = linear_cross_entropy_and_logsumexp(
+        hidden_ND, weight_VD, bias_V, target_N, softcap=softcap, backend=backend
+    )
+    return nll_N
+
+
+def linear_logsumexp(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    *,
+    softcap: float | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Return ``log(sum(exp(hidden @ weight.T + bias)))`` of each token, for any upstream gradient."""
+    target_N = torch.zeros_like(hidden_ND[:, 0], dtype=torch.long)
+    _, logsumexp_N = linear_cross_entropy_and_logsumexp(
+        hidden_ND, weight_VD, bias_V, target_N, softcap=softcap, backend=backend
+    )
+    return logsumexp_N
+
+
+def linear_cross_entropy_and_logsumexp(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    target_N: Tensor,
+    *,
+    softcap: float | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Return each token's cross-entropy and log-sum-exp ``l``, for any upstream gradients of both, at the cost of one.
+
+    What composes of them: a penalty ``l^2`` that keeps the normaliser near one (z-loss), or smoothed labels,
+    ``(1 - s) nll + s (l - mean logit)`` with ``mean logit = hidden @ weight.mean(0) + bias.mean()`` where no cap is.
+    """
+    _check(hidden_ND, weight_VD, bias_V, target_N, softcap)
+    kernel = BACKENDS.choose(backend, hidden_ND.device.type)
+    return _PerToken.apply(hidden_ND, weight_VD, bias_V, target_N, softcap or 0.0, kernel)
+
+
+def linear_cross_entropy_loss(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    target_N: Tensor,
+    token_weight_N: Tensor,
+    *,
+    softcap: float | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Return ``sum(token_weight * nll)`` as a scalar, to be differentiated at most once.
+
+    The weights are known beforehand, so the gradients are computed during the forward pass from each block of
+    exponentials while it is there: three matrix products in all, memory of one block and of the gradients.
+    """
+    _check(hidden_ND, weight_VD, bias_V, target_N, softcap, token_weight_N)
+    kernel = BACKENDS.choose(backend, hidden_ND.device.type)
+    wanted = any(x is not None and x.requires_grad for x in (hidden_ND, weight_VD, bias_V))
+    if not (wanted and torch.is_grad_enabled()):
+        nll_N, _ = _PerToken.apply(hidden_ND, weight_VD, bias_V, target_N, softcap or 0.0, kernel)
+        return (token_weight_N * nll_N).sum()
+    return _WeightedSum.apply(hidden_ND, weight_VD, bias_V, target_N, token_weight_N, softcap or 0.0, kernel)
+
+
+def soft_capped(logits: Tensor, softcap: float | None) -> Tensor:
+    """Return ``softcap * tanh(logits / softcap)``, which is within ``+-softcap``; the logits themselves for None."""
+    return logits if softcap is None else softcap * torch.tanh(upcast(logits) / softcap)
+
+
+class _PerToken(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden_ND, weight_VD, bias_V, target_N, softcap, kernel):
+        ctx.set_materialize_grads(False)
+        ctx.dtype, ctx.softcap, ctx.kernel = product_dtype(hidden_ND), softcap, kernel
+        operands = hidden_ND, weight_VD, bias_V, target_N
+        others_N, target_logit_N = KERNELS[kernel].sums(ctx.dtype, *operands, softcap)
+        ctx.save_for_backward(*operands, others_N, target_logit_N)
+        return softplus(others_N - target_logit_N), torch.logaddexp(others_N, target_logit_N)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, of_nll_N, of_logsumexp_N):
+        *operands, others_N, target_logit_N = ctx.saved_tensors
+        zero = torch.zeros_like(others_N)
+        of_nll_N = zero if of_nll_N is None else of_nll_N
+        of_logsumexp_N = zero if of_logsumexp_N is None else of_logsumexp_N
+        # p and 1 - p of the target, both to the last digit.
+        hit_N, miss_N = torch.sigmoid(target_logit_N - others_N), torch.sigmoid(others_N - target_logit_N)
+        gradients = KERNELS[ctx.kernel].gradients(
+            ctx.dtype,
+            *operands,
+            ctx.softcap,
+            others_N.clamp(min=torch.finfo(others_N.dtype).min),
+            (of_nll_N + of_logsumexp_N) * miss_N,
+            of_logsumexp_N * hit_N - of_nll_N * miss_N,
+            ctx.needs_input_grad[:3],
+        )
+        return *cast(gradients, *operands[:3]), None, None, None
+
+
+class _WeightedSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden_ND, weight_VD, bias_V, target_N, token_weight_N, softcap, kernel):
+        dtype = product_dtype(hidden_ND)
+        operands = hidden_ND, weight_VD, bias_V, target_N
+        needed = ctx.needs_input_grad[:3]
+        nll_N, gradients = KERNELS[kernel].weighted(dtype, *operands, softcap, token_weight_N, needed)
+        ctx.nll_N = nll_N if ctx.needs_input_grad[4] else None
+        ctx.gradients = cast(gradients, *operands[:3])
+        return (token_weight_N * nll_N).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream):
+        # The gradients leave ctx for good: they are scaled in place, and autograd would copy what somebody still holds.
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            raise RuntimeError("this loss can be differentiated once; use the per-token nll to do it again")
+        if not _is_one(upstream):
+            gradients = [None if gradient is None else gradient.mul_(upstream) for gradient in gradients]
+        return *gradients, None, None if ctx.nll_N is None else upstream * ctx.nll_N, None, None
+
+
+def _is_one(upstream: Tensor) -> bool:
+    """Return whether the gradients are right as they are, where it costs nothing to ask."""
+    return upstream.is_cpu and not torch.compiler.is_compiling() and bool(upstream == 1)
+
+
+def _check(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    target_N: Tensor,
+    softcap: float | None,
+    token_weight_N: Tensor | None = None,
+) -> None:
+    tokens, (vocab, width) = len(hidden_ND), weight_VD.shape
+    for name, x, shape in (
+        ("hidden", hidden_ND, (tokens, width)),
+        ("bias", bias_V, (vocab,)),
+        ("target", target_N, (tokens,)),
+        ("token_weight", token_weight_N, (tokens,)),
+    ):
+        if x is None:
+            continue
+        if tuple(x.shape) != shape:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}, not {shape} as hidden and weight would have it")
+        if x.device != weight_VD.device:
+            raise ValueError(f"{name} is on {x.device} and weight on {weight_VD.device}; move one of them")
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"softcap={softcap}: must be positive; None leaves the logits as they are")

@@ -1,0 +1,89 @@
+"""Recycled memory: reused when nobody can see it any more, never before."""
+
+import gc
+
+import pytest
+import torch
+
+from lvsoftmax.layers.full_softmax import FullSoftmax
+from lvsoftmax.ops import buffers
+from lvsoftmax.ops.buffers import empty_like, recycled
+
+ENTRIES = buffers.SMALLEST // 4
+
+
+@pytest.fixture(autouse=True)
+def nothing_waits():
+    gc.collect()
+    buffers.release()
+    yield
+    buffers.release()
+
+
+def test_memory_of_a_dead_tensor_serves_the_next():
+    first = recycled((ENTRIES,), torch.float32)
+    place = first.data_ptr()
+    assert place % 64 == 0
+    del first
+    second = recycled((2, ENTRIES // 2), torch.float32)
+    assert second.data_ptr() == place and second.shape == (2, ENTRIES // 2)
+    del second
+    assert recycled((ENTRIES * 2,), torch.bfloat16).data_ptr() == place
+    assert recycled((ENTRIES + 1,), torch.float32).data_ptr() != place
+
+
+@pytest.mark.parametrize(
+    "keep", [lambda x: x[3:5], lambda x: x.detach(), lambda x: x.numpy(), lambda x: x.untyped_storage()]
+)
+def test_memory_that_somebody_still_sees_is_left_alone(keep):
+    first = recycled((ENTRIES,), torch.float32)
+    place, kept = first.data_ptr(), keep(first)
+    del first
+    second = recycled((ENTRIES,), torch.float32)
+    assert second.data_ptr() != place
+    del kept
+    assert recycled((ENTRIES,), torch.float32).data_ptr() == place
+
+
+def test_memory_that_serves_nobody_goes_back(monkeypatch):
+    monkeypatch.setattr(buffers, "PATIENCE", 3)
+    recycled((ENTRIES,), torch.float32)
+    assert len(buffers._free) == 1
+    for _ in range(5):
+        recycled((ENTRIES * 2,), torch.float32)
+    assert [len(memory) for _, memory in buffers._free] == [ENTRIES * 8 + buffers.ALIGNMENT]
+
+
+def test_small_and_foreign_tensors_are_ordinary():
+    recycled((8,), torch.float32)
+    assert not buffers._free
+    assert recycled((0, 5), torch.float64).shape == (0, 5)
+    like = torch.empty(1, device="meta")
+    assert empty_like(like, (ENTRIES,), torch.float32).device.type == "meta"
+    assert empty_like(torch.empty(1), (ENTRIES,), torch.float64).dtype == torch.float64
+
+
+@pytest.mark.parametrize("backend", ["eager", "auto"])
+def test_gradients_use_the_memory_of_the_step_before_and_never_that_of_a_kept_one(backend):
+    counts = torch.arange(5000, 0, -1)
+    layer = FullSoftmax(64, counts, backend=backend)
+    hidden, target = torch.randn(8, 64), torch.randint(5000, (8,))
+
+    def step(scale):
+        layer.loss(scale * hidden, target, torch.full((8,), 1 / 8)).backward()
+        return layer.weight.grad
+
+    place = step(1.0).data_ptr()
+    for _ in range(3):
+        layer.zero_grad()
+        assert step(1.0).data_ptr() == place
+    kept = layer.weight.grad
+    copy = kept.clone()
+    layer.zero_grad()
+    assert step(2.0).data_ptr() != place
+    assert torch.equal(kept, copy)
+    # gradients that add up: the second one goes into the first
+    layer.zero_grad()
+    step(1.0)
+    step(1.0)
+    torch.testing.assert_close(layer.weight.grad, 2 * copy)
