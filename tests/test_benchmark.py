@@ -18,6 +18,7 @@ from experiments import benchmark
 from experiments.bench import goals, grid, limits, page, race, step
 from experiments.bench.cell import Batch, Cell, TorchInstance, Unavailable, dense_table, problem, zipf_counts
 from experiments.bench.contestants import Layer, layers, peers
+from experiments.bench.peers import modules
 from experiments.bench.promises import promises
 from experiments.bench.race import Memory, Runner, Times
 from experiments.bench.records import Record, cost_seconds, tables, to_csv
@@ -75,7 +76,7 @@ def test_a_tiny_grid_from_end_to_end(monkeypatch, capsys, tmp_path):
     assert found["Liger-Kernel"]["reason"] == "runs on CUDA only"
     if "tensorflow" not in sys.modules:
         assert found["tf.nn.sampled_softmax_loss, K 1024"]["status"] == "not timed"
-        assert "not timed: tf.nn.sampled_softmax_loss, K 1024: not installed: pip install tensorflow" in out
+        assert "not timed: tf.nn.sampled_softmax_loss, K 1024: not installed: pip install tensorflow-cpu" in out
     assert (folder / "results.md").read_text() in out
     assert "sampled_softmax" in (folder / "benchmark.html").read_text()
     environment = json.loads((folder / "environment.json").read_text())
@@ -601,3 +602,10 @@ def test_the_operations_to_blame_are_those_of_the_part(monkeypatch, tmp_path):
     monkeypatch.setattr(taken.optimiser, "step", lambda: (torch.rand(300_000).sort(), wait()))
     (name, share), *_ = step._blame(taken, ["optimiser"])["optimiser"]
     assert name == "aten::sort" and 0.1 < share < 1
+
+
+def test_the_readme_says_how_to_install_every_peer():
+    text = (CONFIGS.parent / "README.md").read_text("utf-8")
+    for name, module in modules().items():
+        if module.PACKAGE != "torch":
+            assert module.INSTALL in text, name

@@ -11,7 +11,7 @@ VARIANTS = {
     "tf.nn.sampled_softmax_loss, K 8192": {"samples": 8192},
 }
 PACKAGE = "tensorflow"
-INSTALL = "pip install tensorflow"
+INSTALL = "pip install tensorflow-cpu"
 EXACT = False
 
 
