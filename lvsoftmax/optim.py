@@ -7,8 +7,8 @@ a parameter may change from one kind to the other between steps (torch adds a sp
 table to a dense one).
 
 Dense gradients go through torch's own fused kernels. A row-sparse gradient is coalesced once (unique rows, summed
-values), and the update reads and writes these rows only: no temporary has the size of the table. On CUDA, coalescing
-needs the number of unique rows on the host; nothing else here waits for the device.
+values), and the update reads and writes these rows only (:mod:`lvsoftmax.ops.row_update`): no temporary has the size of
+the table. On CUDA, coalescing needs the number of unique rows on the host; nothing else here waits for the device.
 
 **Untouched rows are left alone** ("lazy" updates):
 
@@ -34,6 +34,8 @@ from torch.optim import Optimizer
 from torch.optim.adagrad import adagrad
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
+
+from lvsoftmax.ops.row_update import adagrad_rows, adam_rows, subtract_rows
 
 
 class _RowSparseOptimizer(Optimizer):
@@ -119,11 +121,12 @@ class SGD(_RowSparseOptimizer):
         )
 
     def _update_rows(self, group, parameter, rows, gradient, state):
-        gradient = _with_penalty(gradient, parameter, rows, group["weight_decay"])
+        if group["weight_decay"]:
+            gradient = gradient.add(parameter.index_select(0, rows), alpha=group["weight_decay"])
         if group["momentum"]:
             gradient = state["momentum"].index_select(0, rows).mul_(group["momentum"]).add_(gradient)
             state["momentum"].index_copy_(0, rows, gradient)
-        _subtract_rows(parameter, rows, gradient, group["lr"])
+        subtract_rows(parameter, rows, gradient, group["lr"])
 
 
 @final
@@ -176,11 +179,15 @@ class Adagrad(_RowSparseOptimizer):
         )
 
     def _update_rows(self, group, parameter, rows, gradient, state):
-        gradient = _with_penalty(gradient, parameter, rows, group["weight_decay"])
-        accumulator = state["sum"].index_select(0, rows).addcmul_(gradient, gradient)
-        state["sum"].index_copy_(0, rows, accumulator)
-        denominator = accumulator.sqrt_().add_(group["epsilon"])
-        _subtract_rows(parameter, rows, torch.div(gradient, denominator, out=denominator), group["lr"])
+        adagrad_rows(
+            parameter,
+            state["sum"],
+            rows,
+            gradient,
+            lr=group["lr"],
+            epsilon=group["epsilon"],
+            decay=group["weight_decay"],
+        )
 
 
 @final
@@ -249,13 +256,18 @@ class Adam(_RowSparseOptimizer):
         beta1, beta2 = group["betas"]
         # A tensor on the parameter's device, so that nothing waits for it; float64, where 1 - b2^t keeps its digits.
         step = state["step"].add_(1).double()
-        first = state["first"].index_select(0, rows).lerp_(gradient, 1 - beta1)
-        state["first"].index_copy_(0, rows, first)
-        second = state["second"].index_select(0, rows).mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        state["second"].index_copy_(0, rows, second)
-        denominator = second.div_(1 - beta2**step).sqrt_().add_(group["epsilon"])
-        update = first.div_(1 - beta1**step).div_(denominator)
-        _subtract_rows(parameter, rows, _with_penalty(update, parameter, rows, group["weight_decay"]), group["lr"])
+        adam_rows(
+            parameter,
+            state["first"],
+            state["second"],
+            rows,
+            gradient,
+            lr=group["lr"],
+            betas=group["betas"],
+            corrections=(1 - beta1**step, 1 - beta2**step),
+            epsilon=group["epsilon"],
+            decay=group["weight_decay"],
+        )
 
 
 @torch.no_grad()
@@ -289,7 +301,7 @@ def clip_gradient_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
         else:
             values.append(parameter.grad)
     norm = torch.nn.utils.get_total_norm(values)
-    if max_norm < math.inf:
+    if max_norm < math.inf and not (norm.device.type == "cpu" and norm <= max_norm):  # elsewhere asking would wait
         scale = (max_norm / norm).clamp(max=1)
         for value in values:
             value.mul_(scale)
@@ -304,16 +316,6 @@ def _rows(gradient: Tensor) -> tuple[Tensor, Tensor]:
     )
     gradient = gradient.coalesce()
     return gradient.indices()[0], gradient.values()
-
-
-def _with_penalty(update: Tensor, parameter: Tensor, rows: Tensor, weight_decay: float) -> Tensor:
-    return update.add(parameter.index_select(0, rows), alpha=weight_decay) if weight_decay else update
-
-
-def _subtract_rows(parameter: Tensor, rows: Tensor, update: Tensor, lr: float | Tensor) -> None:
-    if isinstance(lr, Tensor):  # alpha would need its value on the host
-        update, lr = update * lr, 1.0
-    parameter.index_add_(0, rows, update, alpha=-lr)
 
 
 def _check(condition: bool | Tensor, message: str) -> None:
