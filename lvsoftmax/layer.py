@@ -26,7 +26,7 @@ from lvsoftmax.ops.linear_cross_entropy import (
     normalised_cross_entropy_loss,
     soft_capped,
 )
-from lvsoftmax.ops.noise import Sample
+from lvsoftmax.ops.noise import Draws
 from lvsoftmax.ops.normalisers import Exponential, Normaliser, log_normalise
 from lvsoftmax.ops.softmax import logsumexp
 
@@ -103,7 +103,7 @@ class OutputLayer(nn.Module, ABC):
         hidden: Float[Tensor, "tokens hidden"],
         target: Int[Tensor, "tokens"],
         previous: Int[Tensor, "tokens"] | None = None,
-    ) -> Sample | None:
+    ) -> Draws:
         """Draw the random part of ``forward``, from this layer's own generator; None for layers without one."""
         return None
 
@@ -112,7 +112,7 @@ class OutputLayer(nn.Module, ABC):
         hidden: Float[Tensor, "tokens hidden"],
         target: Int[Tensor, "tokens"],
         previous: Int[Tensor, "tokens"] | None = None,
-        sample: Sample | None = None,
+        sample: Draws = None,
     ) -> Float[Tensor, "tokens"]:
         """Return the training objective of each token, in nats.
 
@@ -133,7 +133,7 @@ class OutputLayer(nn.Module, ABC):
         target: Int[Tensor, "tokens"],
         weight: Float[Tensor, "tokens"],
         previous: Int[Tensor, "tokens"] | None = None,
-        sample: Sample | None = None,
+        sample: Draws = None,
     ) -> Float[Tensor, ""]:
         """Return ``sum(weight * forward)``: what training calls.
 
@@ -269,7 +269,7 @@ class DenseOutputLayer(OutputLayer):
         target: Int[Tensor, "tokens"],
         weight: Float[Tensor, "tokens"],
         previous: Int[Tensor, "tokens"] | None = None,
-        sample: Sample | None = None,
+        sample: Draws = None,
     ) -> Float[Tensor, ""]:
         """Return ``sum(weight * forward)``; exact layers under the default hook take gradients on the way."""
         if not self._normalises_by_weight() or type(self).forward is not OutputLayer.forward:
@@ -291,7 +291,7 @@ class DenseOutputLayer(OutputLayer):
         hidden: Float[Tensor, "tokens hidden"],
         target: Int[Tensor, "tokens"],
         previous: Int[Tensor, "tokens"] | None = None,
-    ) -> Sample | None:
+    ) -> Draws:
         """Draw words from the layer's noise."""
         if self.noise is None:
             return None

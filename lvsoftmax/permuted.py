@@ -7,14 +7,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lvsoftmax.layer import OutputLayer
-from lvsoftmax.ops.noise import Sample
+from lvsoftmax.ops.noise import Draws
 
 
 class Permuted(OutputLayer):
     """The wrapped layer under other word ids: ``p(id | h) = layer.p(order[id] | h)``.
 
     ``Vocabulary`` ranks its words; tokenisers of other origin do not. Ids are translated where they enter and leave,
-    everything else is the layer's own. A ``Sample`` travels from ``draw`` to ``forward`` untranslated.
+    everything else is the layer's own. What was drawn travels from ``draw`` to ``forward`` untranslated.
 
     Cost: one look-up per id, and for ``log_prob`` one copy of ``[tokens, vocab]``.
 
@@ -76,8 +76,8 @@ class Permuted(OutputLayer):
         hidden: Float[Tensor, "tokens hidden"],
         target: Int[Tensor, "tokens"],
         previous: Int[Tensor, "tokens"] | None = None,
-    ) -> Sample | None:
-        """Draw for the layer; the sample holds ranks."""
+    ) -> Draws:
+        """Draw for the layer; words drawn are ranks."""
         return self.layer.draw(hidden, self.order[target], self._ranks(previous))
 
     def forward(
@@ -85,7 +85,7 @@ class Permuted(OutputLayer):
         hidden: Float[Tensor, "tokens hidden"],
         target: Int[Tensor, "tokens"],
         previous: Int[Tensor, "tokens"] | None = None,
-        sample: Sample | None = None,
+        sample: Draws = None,
     ) -> Float[Tensor, "tokens"]:
         """Return the layer's training objective."""
         return self.layer(hidden, self.order[target], self._ranks(previous), sample)
@@ -96,7 +96,7 @@ class Permuted(OutputLayer):
         target: Int[Tensor, "tokens"],
         weight: Float[Tensor, "tokens"],
         previous: Int[Tensor, "tokens"] | None = None,
-        sample: Sample | None = None,
+        sample: Draws = None,
     ) -> Float[Tensor, ""]:
         """Return the layer's weighted objective."""
         return self.layer.loss(hidden, self.order[target], weight, self._ranks(previous), sample)

@@ -22,7 +22,7 @@ from torch import Tensor
 from lvsoftmax import runs
 from lvsoftmax.layer import OutputLayer
 from lvsoftmax.ops.backends import BackendUnavailable
-from lvsoftmax.ops.noise import FixedNoiseName, Sample
+from lvsoftmax.ops.noise import Draws, FixedNoiseName
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs" / "output").glob("*.yaml"))
 
@@ -180,7 +180,7 @@ class Batch:
         upstream[::3] = 0
         return cls(hidden.to(dtype).requires_grad_(), target, previous, upstream)
 
-    def draw(self, layer: OutputLayer) -> Sample | None:
+    def draw(self, layer: OutputLayer) -> Draws:
         return layer.draw(self.hidden, self.target, self.previous)
 
 

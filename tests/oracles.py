@@ -112,6 +112,24 @@ def negative_sampling(layer, hidden: np.ndarray) -> np.ndarray:
     return log_softmax(dense_logits(layer, hidden) + array(layer.log_expected))
 
 
+def infrequent_normalization(layer, hidden: np.ndarray) -> np.ndarray:
+    """Andreas & Klein 2015: normalising some tokens only is a matter of training."""
+    return log_softmax(dense_logits(layer, hidden))
+
+
+def infrequent_normalization_objective(logits, target, selected, strength, penalty) -> np.ndarray:
+    """Chen et al. 2015, token by token: the score, and for the selected the penalty over the rate of selection."""
+    rate = len(selected) / len(target)
+    values = []
+    for token, word in enumerate(target):
+        value = -logits[token, word]
+        if token in selected:
+            log_partition = np.log(np.exp(logits[token]).sum())
+            value += strength / rate * (abs(log_partition) if penalty == "linear" else log_partition**2)
+        values.append(value)
+    return np.array(values)
+
+
 def sampled_softmax_objective(target, ids, target_logit, logit, target_log_expected, log_expected) -> np.ndarray:
     """Jean et al. 2015, section 3, word by word: the target among itself and the other words drawn."""
     values = []

@@ -223,7 +223,7 @@ def test_gradients_stay_right_as_p_goes_to_one(case):
     weight = torch.linspace(0.5, 2, len(target), dtype=torch.float64)
 
     def found(layer, dtype):
-        cast = None if sample is None else Sample(*(x.to(dtype) if x.is_floating_point() else x for x in sample))
+        cast = None if sample is None else type(sample)(*(x.to(dtype) if x.is_floating_point() else x for x in sample))
         x = hidden.to(dtype).requires_grad_()
         by_token = layer(x, target, target, cast)
         in_sum = layer.loss(x, target, weight.to(dtype), target, cast)

@@ -6,7 +6,7 @@ exactly, with no rounding between the draw and its logarithm; and no cast of a m
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,6 +36,17 @@ class Sample(NamedTuple):
     def uncorrected(self) -> "Sample":
         """Return these draws for objectives that take nothing off the logits."""
         return Sample(self.ids, torch.zeros_like(self.log_expected), torch.zeros_like(self.target_log_expected))
+
+
+class Selection(NamedTuple):
+    """Tokens drawn from those of a call, for objectives that take trouble over a few of them only."""
+
+    tokens: Tensor  # [selected] different positions
+
+
+Draws = Any
+"""The random part of an objective: what a layer's ``draw`` makes and its ``forward`` understands. Mostly a ``Sample``;
+None for layers without chance."""
 
 
 class AliasTable(NamedTuple):
