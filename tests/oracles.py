@@ -130,6 +130,16 @@ def infrequent_normalization_objective(logits, target, selected, strength, penal
     return np.array(values)
 
 
+def black_out(layer, hidden: np.ndarray) -> np.ndarray:
+    """Ji et al. 2016, equation 1: training's weighted softmax over few words stands for this one."""
+    return log_softmax(dense_logits(layer, hidden))
+
+
+def one_versus_each(layer, hidden: np.ndarray) -> np.ndarray:
+    """Titsias 2016, equation 1: the softmax that training bounds."""
+    return log_softmax(dense_logits(layer, hidden))
+
+
 def sampled_softmax_objective(target, ids, target_logit, logit, target_log_expected, log_expected) -> np.ndarray:
     """Jean et al. 2015, section 3, word by word: the target among itself and the other words drawn."""
     values = []
@@ -158,4 +168,28 @@ def noise_contrastive_objective(target_logit, logit, target_log_q, log_q, count)
             noise = count * np.exp(log_q[k])
             value -= np.log(noise / (np.exp(logit[token, k]) + noise))
         values.append(value)
+    return np.array(values)
+
+
+def black_out_objective(target, ids, target_logit, logit, target_log_q, log_q) -> np.ndarray:
+    """Ji et al. 2016, equations 5 and 6: the weighted softmax word by word, weights ``1 / q``."""
+    values = []
+    for token, word in enumerate(target):
+        own = np.exp(target_logit[token]) / np.exp(target_log_q[token])
+        others = [np.exp(logit[token, k]) / np.exp(log_q[k]) for k, drawn in enumerate(ids) if drawn != word]
+        total = own + sum(others)
+        values.append(-np.log(own / total) - sum(np.log(1 - other / total) for other in others))
+    return np.array(values)
+
+
+def one_versus_each_objective(target, ids, target_logit, logit, log_expected) -> np.ndarray:
+    """Titsias 2016, equation 5, its sum over the other words estimated by importance sampling."""
+    values = []
+    for token, word in enumerate(target):
+        terms = [
+            np.log(1 / (1 + np.exp(-(target_logit[token] - logit[token, k])))) / np.exp(log_expected[k])
+            for k, drawn in enumerate(ids)
+            if drawn != word
+        ]
+        values.append(-sum(terms))
     return np.array(values)

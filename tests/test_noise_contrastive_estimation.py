@@ -36,7 +36,7 @@ def slope(value: torch.Tensor, layer: NoiseContrastiveEstimation) -> torch.Tenso
 def test_the_expected_gradient_equals_its_closed_form(options):
     layer, hidden, target = setting(samples=5, power=0.5, **options)
     hidden, target = hidden[:1].detach(), target[3:4]
-    many = [slope(layer(hidden, target), layer) for _ in range(2000)]
+    many = [slope(layer(hidden, target), layer) for _ in range(1000)]
     q = ops.noise_probability(COUNTS, options.get("noise", "unigram"), 0.5)
     expected_count = 5 * q
     if options.get("replacement") is False:

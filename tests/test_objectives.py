@@ -6,12 +6,15 @@ import pytest
 import torch
 
 from lvsoftmax.ops import noise as ops
+from lvsoftmax.ops.linear_cross_entropy.sampled import black_out_slopes
 from lvsoftmax.ops.objectives import (
+    black_out,
     candidate_logits,
     effective_sample_size,
     importance_sampling,
     log_weight_sums,
     noise_contrastive,
+    one_versus_each,
     sampled_softmax,
 )
 
@@ -140,6 +143,51 @@ def test_noise_contrastive_keeps_its_digits(dtype):
     none = torch.full((5,), torch.inf, dtype=dtype)
     torch.testing.assert_close(noise_contrastive(none, score[:, None]), expected.to(dtype), rtol=tolerance, atol=0)
     torch.testing.assert_close(noise_contrastive(-score, -none[:, None]), expected.to(dtype), rtol=tolerance, atol=0)
+
+
+def test_black_out_equals_its_formula():
+    target, ids, target_logit, logit, target_log_expected, log_expected = toy()
+    actual = black_out(target_logit, logit, target_log_expected, log_expected, target[:, None] == ids)
+    log_q = (x - math.log(K) for x in (target_log_expected, log_expected))
+    expected = oracles.black_out_objective(*(x.numpy() for x in (target, ids, target_logit, logit, *log_q)))
+    np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-12)
+
+
+def test_black_out_without_anything_to_compare_with_is_zero():
+    logit = torch.randn(1, 2, requires_grad=True)
+    value = black_out(torch.zeros(1), logit, torch.zeros(1), torch.zeros(2), torch.ones(1, 2, dtype=torch.bool))
+    value.sum().backward()
+    assert value == 0 and torch.equal(logit.grad, torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize("gap", [20.0, 200.0])
+@pytest.mark.parametrize("first", ["target", "draw"])
+def test_black_out_keeps_its_digits_as_one_word_takes_all(first, gap):
+    """In float32 ``1 - p`` would be zero, its logarithm infinite, and ``r = p / (1 - p)`` beyond float32."""
+    other = torch.tensor([[0.3, -1.0, 0.4]])
+    own = torch.tensor([gap if first == "target" else 0.1])
+    if first == "draw":
+        other[0, 1] = gap
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        logits = (own.to(dtype).requires_grad_(), other.to(dtype).requires_grad_())
+        zero = torch.zeros(3, dtype=dtype)
+        value = black_out(*logits, zero[:1], zero, torch.zeros(1, 3, dtype=torch.bool))
+        by_block = [x.detach().clone() for x in logits]
+        slopes = black_out_slopes(*by_block, torch.ones(1, dtype=dtype))
+        found.append([value, *torch.autograd.grad(value.sum(), logits), *slopes, by_block[1]])
+    for single, double in zip(*found, strict=True):
+        torch.testing.assert_close(single.double(), double, rtol=1e-5, atol=1e-44)
+    value, by_own, by_other, *slopes = found[1]
+    for actual, expected in zip(slopes, (value, by_own, by_other), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=0)
+
+
+def test_one_versus_each_equals_its_formula():
+    target, ids, target_logit, logit, _, log_expected = toy()
+    actual = one_versus_each(target_logit, logit, log_expected, target[:, None] == ids)
+    expected = oracles.one_versus_each_objective(*(x.numpy() for x in (target, ids, target_logit, logit, log_expected)))
+    np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-12)
 
 
 # -- the bias of the gradient -----------------------------------------------------------------------------------------

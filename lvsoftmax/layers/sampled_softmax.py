@@ -7,9 +7,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lvsoftmax.layer import DenseOutputLayer
-from lvsoftmax.noise import NoiseName, make_noise
+from lvsoftmax.noise import NoiseName, make_noise, with_targets_included
 from lvsoftmax.ops.linear_cross_entropy.sampled import candidate_loss, sampled_softmax_slopes
-from lvsoftmax.ops.noise import Sample, log_inclusion, sample_count
+from lvsoftmax.ops.noise import Sample, sample_count
 from lvsoftmax.ops.objectives import candidate_logits, sampled_softmax
 
 
@@ -112,12 +112,9 @@ class SampledSoftmax(DenseOutputLayer):
         """Draw words; ``target_log_expected`` is what comes off the target's logit."""
         sample = super().draw(hidden, target, previous)
         assert sample is not None and self.noise is not None
-        own = sample.target_log_expected
         if self.positive == "corrected":
-            own = torch.zeros_like(own)
-        elif not self.noise.distinct:
-            own = log_inclusion(own, max(sample.ids.shape[-1] - self.noise.holds_targets, 1))
-        return sample._replace(target_log_expected=own)
+            return sample._replace(target_log_expected=torch.zeros_like(sample.target_log_expected))
+        return with_targets_included(sample, self.noise)
 
     def forward(
         self,

@@ -11,7 +11,7 @@ from lvsoftmax.noise.independent import IndependentNoise
 from lvsoftmax.noise.midx import MidxNoise
 from lvsoftmax.noise.quadratic_kernel import QuadraticKernelNoise
 from lvsoftmax.noise.random_fourier import RandomFourierNoise
-from lvsoftmax.ops.noise import FixedNoiseName, Sample
+from lvsoftmax.ops.noise import FixedNoiseName, Sample, log_inclusion
 
 NoiseName = Literal[
     "uniform", "log_uniform", "unigram", "bigram", "in_batch", "quadratic_kernel", "random_fourier", "midx"
@@ -90,6 +90,18 @@ def make_noise(
     if noise == "random_fourier":
         return RandomFourierNoise(hidden_size, len(counts), count)
     return MidxNoise(hidden_size, len(counts), count)
+
+
+def with_targets_included(sample: Sample, noise: Noise) -> Sample:
+    """Return the sample with the log probability that a target is among the draws as its ``target_log_expected``.
+
+    That is what a target is to be corrected by which is in the sum once, however often it was drawn: with replacement
+    it may be expected more than once, and would lose its own share.
+    """
+    if noise.distinct:
+        return sample
+    draws = max(sample.ids.shape[-1] - noise.holds_targets, 1)
+    return sample._replace(target_log_expected=log_inclusion(sample.target_log_expected, draws))
 
 
 def make_fixed_noise(

@@ -123,6 +123,44 @@ def noise_contrastive(target_logit_N: Tensor, logit_NK: Tensor) -> Tensor:
     return softplus(-upcast(target_logit_N)) + softplus(upcast(logit_NK)).sum(1)
 
 
+def black_out(
+    target_logit_N: Tensor, logit_NK: Tensor, target_log_expected_N: Tensor, log_expected: Tensor, hit_NK: Tensor
+) -> Tensor:
+    """Return ``-log p_t - sum_{k: not hit} log(1 - p_k)`` with ``p`` the softmax of the corrected logits.
+
+    Ji et al. 2016, equation 6. The softmax runs over the target and the draws that do not hit it. Only the most
+    probable of them can have ``p`` above a half; its ``1 - p`` is what the others have, and is summed from them.
+
+    The arguments are those of ``sampled_softmax``.
+    """
+    own_N = upcast(target_logit_N) - target_log_expected_N
+    other_NK = (upcast(logit_NK) - log_expected).masked_fill(hit_NK, -torch.inf)
+    score_NC = torch.cat([own_N[:, None], other_NK], 1)
+    first_NC = torch.zeros_like(score_NC, dtype=torch.bool).scatter(1, score_NC.argmax(1, keepdim=True), True)
+    rest_NC = score_NC.masked_fill(first_NC, -torch.inf)
+    log_odds_N1 = score_NC.amax(1, keepdim=True) - torch.logsumexp(rest_NC, 1, keepdim=True)
+    share_NC = rest_NC - torch.logsumexp(score_NC, 1, keepdim=True)
+    log_p_N = torch.where(first_NC[:, 0], F.logsigmoid(log_odds_N1[:, 0]), share_NC[:, 0])
+    log_others_NC = torch.where(first_NC, F.logsigmoid(-log_odds_N1), torch.log1p(-share_NC.exp()))
+    return -log_p_N - log_others_NC[:, 1:].sum(1)
+
+
+def one_versus_each(target_logit_N: Tensor, logit_NK: Tensor, log_expected: Tensor, hit_NK: Tensor) -> Tensor:
+    """Return ``-sum_{k: not hit} log sigmoid(t - s_k) / exp(log_expected_k)``.
+
+    Over independent draws its mean is ``-sum_{w != target} log sigmoid(t - s_w)``, Titsias 2016, equation 5: a bound on
+    the negative log-likelihood from above.
+
+    Args:
+        target_logit_N: ``t``.
+        logit_NK: ``s_k``.
+        log_expected: of the drawn words.
+        hit_NK: where a drawn word is the token's own target, and is left out.
+    """
+    above_NK = (upcast(logit_NK) - upcast(target_logit_N)[:, None]).masked_fill(hit_NK, -torch.inf)
+    return (softplus(above_NK) * torch.exp(-log_expected)).sum(1)
+
+
 def log_weight_sums(logit_NK: Tensor, log_expected: Tensor) -> Tensor:
     """Return ``[2, N]``: the logs of the sums of ``w_k = exp(s_k - log_expected_k)`` and of ``w_k^2``.
 

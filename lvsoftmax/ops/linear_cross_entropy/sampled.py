@@ -91,6 +91,53 @@ def noise_contrastive_slopes(target_logit_C: Tensor, logit_CK: Tensor, upstream_
     return value_C, -upstream_C * torch.sigmoid(-target_logit_C)
 
 
+def black_out_slopes(target_logit_C: Tensor, logit_CK: Tensor, upstream_C: Tensor) -> tuple[Tensor, Tensor]:
+    """``-log p_t - sum_k log(1 - p_k)`` with ``p`` the softmax over target and draws.
+
+    With ``r = p / (1 - p)`` and ``R`` the sum of ``r`` over the draws, the derivative by a draw's logit is
+    ``p (2 + r - R)``, that by the target's ``-(1 - p) - R p``. The most probable word, whose ``p`` may be all but one
+    and ``r`` beyond all bounds, is kept apart: ``x`` is its log-odds, and ``a`` the others' shares of what it leaves.
+    """
+    largest_C, first_C = logit_CK.max(1)
+    drawn_C = largest_C > target_logit_C  # whether the most probable word is one of the draws
+    first_C1 = first_C[:, None]
+    logit_CK.scatter_(1, first_C1, largest_C.masked_fill(drawn_C, -torch.inf)[:, None])
+    rest_target_C = target_logit_C.masked_fill(~drawn_C, -torch.inf)
+    second_C = torch.maximum(logit_CK.amax(1), rest_target_C).nan_to_num_(neginf=0.0)
+    exp_CK = logit_CK.sub_(second_C[:, None]).exp_()
+    log_sum_C = (exp_CK.sum(1) + (rest_target_C - second_C).exp()).log()
+    x_C = torch.maximum(largest_C, target_logit_C) - second_C - log_sum_C
+    a_CK = exp_CK.mul_((-log_sum_C).exp().nan_to_num_(posinf=0.0)[:, None])
+    log_target_a_C = torch.where(drawn_C, target_logit_C - second_C - log_sum_C, -torch.inf)
+    target_a_C = log_target_a_C.exp()
+
+    first_p_C, left_C = torch.sigmoid(x_C), torch.sigmoid(-x_C)
+    p_CK = a_CK * left_C[:, None]
+    r_CK = p_CK / (1 - p_CK)
+    sum_r_C = r_CK.sum(1)
+    log_p_C = torch.where(drawn_C, log_target_a_C - softplus(x_C), F.logsigmoid(x_C))
+    value_C = r_CK.log1p().sum(1) - log_p_C + torch.where(drawn_C, softplus(x_C), 0.0)
+    first_drawn_p_C = torch.where(drawn_C, first_p_C, 0.0)  # times a share: p times the first word's part of R
+    r_CK.add_(2 - sum_r_C[:, None]).mul_(p_CK)
+    a_CK.mul_(-first_drawn_p_C[:, None]).add_(r_CK)
+    a_CK.scatter_add_(1, first_C1, (first_drawn_p_C * (2 - sum_r_C))[:, None])
+    a_CK.mul_(upstream_C[:, None])
+    target_p_C = torch.where(drawn_C, target_a_C * left_C, first_p_C)
+    target_miss_C = torch.where(drawn_C, 1 - target_p_C, left_C)
+    slope_C = -target_miss_C - sum_r_C * target_p_C - target_a_C * first_drawn_p_C
+    return value_C, upstream_C * slope_C
+
+
+def one_versus_each_slopes(
+    log_expected: Tensor, target_logit_C: Tensor, logit_CK: Tensor, upstream_C: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``sum_k softplus(s_k - t) / exp(log_expected_k)``; to be given ``log_expected`` by ``functools.partial``."""
+    above_CK, share = logit_CK.sub_(target_logit_C[:, None]), torch.exp(-log_expected)
+    value_C = (softplus(above_CK) * share).sum(1)
+    above_CK.sigmoid_().mul_(share).mul_(upstream_C[:, None])
+    return value_C, -above_CK.sum(1)
+
+
 def _exponentials(target_logit_C: Tensor, logit_CK: Tensor) -> tuple[Tensor, Tensor]:
     """Overwrite the logits by ``exp(s - max s)``; return their sum, and ``t - log sum exp(s)``."""
     # A row whose every word is left out has no largest logit to subtract.
