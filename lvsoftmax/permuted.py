@@ -117,6 +117,10 @@ class Permuted(OutputLayer):
         """Return the layer's."""
         return self.layer.diagnostics()
 
+    def chosen_backend(self, device: torch.device) -> str:
+        """Return the layer's."""
+        return self.layer.chosen_backend(device)
+
     def generator(self, device: torch.device) -> torch.Generator:
         """Return the layer's random stream; the wrapper has none."""
         return self.layer.generator(device)

@@ -112,6 +112,20 @@ def negative_sampling(layer, hidden: np.ndarray) -> np.ndarray:
     return log_softmax(dense_logits(layer, hidden) + array(layer.log_expected))
 
 
+def self_normalized_softmax(layer, hidden: np.ndarray) -> np.ndarray:
+    """Devlin et al. 2014, equation 2: the penalty is a matter of training."""
+    return log_softmax(dense_logits(layer, hidden))
+
+
+def self_normalized_objective(logits, target, alpha) -> np.ndarray:
+    """Devlin et al. 2014, equation 4, its sign turned: log-likelihood less ``alpha log^2 Z``."""
+    values = []
+    for token, word in enumerate(target):
+        log_partition = np.log(np.exp(logits[token]).sum())
+        values.append(-(logits[token, word] - log_partition - alpha * log_partition**2))
+    return np.array(values)
+
+
 def infrequent_normalization(layer, hidden: np.ndarray) -> np.ndarray:
     """Andreas & Klein 2015: normalising some tokens only is a matter of training."""
     return log_softmax(dense_logits(layer, hidden))

@@ -61,6 +61,7 @@ def test_every_method_speaks_ids(case):
         assert torch.equal(permuted.sample(hidden, temperature), expected)
     assert_close(permuted.log_partition(hidden), layer.log_partition(hidden), 0.0)
     assert permuted.diagnostics() == layer.diagnostics()
+    assert permuted.chosen_backend(hidden.device) == layer.chosen_backend(hidden.device)
     assert permuted.full_support == layer.full_support
     assert permuted.generator_state().keys() == layer.generator_state().keys()
     try:
