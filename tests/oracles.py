@@ -154,6 +154,41 @@ def one_versus_each(layer, hidden: np.ndarray) -> np.ndarray:
     return log_softmax(dense_logits(layer, hidden))
 
 
+def sparsemax_output(layer, hidden: np.ndarray) -> np.ndarray:
+    """Martins & Astudillo 2016, algorithm 1: the words in falling order, as many as stay above the threshold."""
+    logits = dense_logits(layer, hidden)
+    log_prob = np.full_like(logits, -np.inf)
+    for token, z in enumerate(logits):
+        falling = np.sort(z)[::-1]
+        size = max(k for k in range(1, len(z) + 1) if 1 + k * falling[k - 1] > falling[:k].sum())
+        tau = (falling[:size].sum() - 1) / size
+        log_prob[token, z > tau] = np.log(z[z > tau] - tau)
+    return log_prob
+
+
+def entmax_output(layer, hidden: np.ndarray) -> np.ndarray:
+    """Peters, Niculae & Martins 2019, equation 10 and algorithm 1: the threshold closed in on from both sides."""
+    logits = dense_logits(layer, hidden)
+    log_prob = np.full_like(logits, -np.inf)
+    for token, z in enumerate((layer.alpha - 1) * logits):
+        low, high = z.max() - 1, z.max()
+        for _ in range(100):
+            tau = (low + high) / 2
+            above = np.where(z > tau, z - tau, 0) ** (1 / (layer.alpha - 1))
+            low, high = (tau, high) if above.sum() > 1 else (low, tau)
+        log_prob[token, above > 0] = np.log(above[above > 0])
+    return log_prob
+
+
+def fenchel_young_objective(logit: np.ndarray, log_prob: np.ndarray, target, alpha: float) -> np.ndarray:
+    """Blondel, Martins & Niculae 2020, section 3: ``p . z + H(p) - z_target`` with Tsallis' entropy H."""
+    values = []
+    for z, p, word in zip(logit, np.exp(log_prob), target, strict=True):
+        entropy = sum(x - x**alpha for x in p) / (alpha * (alpha - 1))
+        values.append(p @ z + entropy - z[word])
+    return np.array(values)
+
+
 def sampled_softmax_objective(target, ids, target_logit, logit, target_log_expected, log_expected) -> np.ndarray:
     """Jean et al. 2015, section 3, word by word: the target among itself and the other words drawn."""
     values = []

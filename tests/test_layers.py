@@ -1,6 +1,7 @@
 """The laws: promises that hold for every output layer and every option. None of them knows a layer's name.
 
-A layer without full support (probabilities may be exactly zero) obeys those laws that infinity does not break.
+A layer without full support (probabilities may be exactly zero) obeys those laws that infinity does not break, forms of
+its own of the others, and some more.
 """
 
 import copy
@@ -12,15 +13,18 @@ import oracles
 import pytest
 import torch
 from cases import (
+    CASES,
     COUNTS,
     VOCABULARIES,
     WITH_FULL_SUPPORT,
+    WITH_PARTIAL_SUPPORT,
     Batch,
     Case,
     assert_close,
     dense,
     for_every_case,
     for_every_case_of_full_support,
+    for_every_case_of_partial_support,
     for_every_sparse_case,
     gradients,
     randomise,
@@ -134,6 +138,7 @@ def test_samples_follow_log_prob(case, temperature):
     probability = (layer.log_prob(hidden) / temperature).softmax(1)
     standard_error = (probability * (1 - probability) / size).sqrt()
     assert ((frequency - probability).abs() <= 5 * standard_error + 3 / size).all()
+    assert not frequency[probability == 0].any()
 
 
 @for_every_case
@@ -143,7 +148,7 @@ def test_temperature_zero_takes_the_most_probable_word(case):
     assert torch.equal(layer.sample(hidden, 0.0), layer.log_prob(hidden).argmax(1))
 
 
-@pytest.mark.parametrize("case", [case for case in WITH_FULL_SUPPORT if case.setting("bias") is not False], ids=str)
+@pytest.mark.parametrize("case", [case for case in CASES if case.setting("bias") is not False], ids=str)
 def test_an_untrained_layer_predicts_the_smoothed_unigram(case):
     layer = case.build()
     expected = unigram_log_prob(COUNTS).expand(3, -1)
@@ -280,16 +285,79 @@ def test_a_sparse_step_equals_the_dense_one_on_touched_rows(case, method):
         assert_close(one[touched], other[touched], 1e-5)
 
 
+# -- probabilities of zero --------------------------------------------------------------------------------------------
+
+
+@for_every_case_of_partial_support
+def test_a_probability_of_zero_has_a_logarithm_without_gradient(case):
+    """The other logarithms have the gradients that they had if it was not there."""
+    layer = randomise(case.build(**dense(case)).double())
+    batch = Batch.of(layer)
+    log_prob = layer.log_prob(batch.hidden)
+    outside = log_prob == -torch.inf
+    assert outside.any(1).all() and not outside.all(1).any() and not log_prob.isnan().any()
+    upstream = torch.randn(log_prob.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    actual = gradients(log_prob, upstream, layer, batch.hidden)
+    assert all(gradient.isfinite().all() for gradient in actual.values())
+    assert_close(gradients(log_prob, upstream.masked_fill(outside, 0), layer, batch.hidden), actual, 1e-12)
+    assert not any(
+        gradient.any() for gradient in gradients(log_prob[outside].sum(), None, layer, batch.hidden).values()
+    )
+    never = outside.double().argmax(1)
+    nll = layer.nll(batch.hidden, never)
+    assert (nll == torch.inf).all()
+    assert all(not gradient.any() for gradient in gradients(nll, batch.upstream, layer, batch.hidden).values())
+
+
+@for_every_vocabulary
+@for_every_case_of_partial_support
+def test_the_objective_is_finite_never_negative_and_zero_at_its_optimum_alone(case, counts):
+    """Blondel, Martins & Niculae 2020, proposition 2: zero where the target has all of the probability."""
+    layer = randomise(case.build(counts=counts, **dense(case)))
+    batch = Batch.of(layer, tokens=40, dtype=torch.float32)
+    value = layer(batch.hidden, batch.target, batch.previous)
+    assert value.isfinite().all() and (value >= 0).all()
+    assert torch.equal(value > 0, layer.nll(batch.hidden, batch.target) > 0)
+    sure = (1e3 * batch.hidden).detach().requires_grad_()
+    target = layer.log_prob(sure).argmax(1)
+    certain = layer.nll(sure, target) == 0
+    assert certain.any()
+    value = layer(sure, target, batch.previous)
+    assert not value[certain].any()
+    loss = layer.loss(sure, target, certain.float(), batch.previous)
+    for output, upstream in ((value, certain.float()), (loss, None)):
+        assert not any(gradient.any() for gradient in gradients(output, upstream, layer, sure).values())
+
+
+@for_every_case_of_partial_support
+def test_the_objective_is_stationary_where_targets_follow_the_layers_own_distribution(case):
+    """What ties ``forward`` to ``log_prob``: the optimum of the one, in expectation, is the other."""
+    layer = randomise(case.build(**dense(case)).double())
+    hidden = Batch.of(layer, tokens=3).hidden
+    words = torch.arange(layer.vocab_size)
+    for token in hidden.split(1):
+        every = token.expand(layer.vocab_size, -1)
+        p = layer.log_prob(token).squeeze(0).exp().detach()
+        assert 0 < (p > 0).sum() < layer.vocab_size
+        for value in ((p * layer(every, words, words)).sum(), layer.loss(every, words, p, words)):
+            slopes = gradients(value, None, layer, hidden)
+            assert_close(slopes, {name: torch.zeros_like(slope) for name, slope in slopes.items()}, 1e-10)
+        elsewhere = gradients(layer.loss(every, words, p.roll(1), words), None, layer, hidden)
+        assert all(slope.norm() > 1e-2 for slope in elsewhere.values())
+
+
 # -- extremes ---------------------------------------------------------------------------------------------------------
 
 
 @for_every_vocabulary
-@for_every_case_of_full_support
+@for_every_case
 def test_everything_is_finite_at_huge_hidden_vectors(case, counts):
+    """But for the logarithm of a probability of zero, where a layer has such."""
     layer = randomise(case.build(counts=counts))
     batch = Batch.of(layer, dtype=torch.float32, scale=1e4)
-    assert layer.log_prob(batch.hidden).isfinite().all()
-    assert layer.nll(batch.hidden, batch.target).isfinite().all()
+    for log_probability in (layer.log_prob(batch.hidden), -layer.nll(batch.hidden, batch.target)):
+        assert log_probability.exp().isfinite().all()
+        assert log_probability.isfinite().all() or not layer.full_support
     value = layer(batch.hidden, batch.target, batch.previous)
     loss = layer.loss(batch.hidden, batch.target, batch.upstream, batch.previous)
     assert value.isfinite().all() and loss.isfinite()
@@ -318,9 +386,12 @@ def test_batches_of_no_and_one_token(case, counts, tokens):
 
 
 @pytest.mark.parametrize("hidden_dtype", [torch.float32, torch.bfloat16])
-@for_every_case_of_full_support
+@for_every_case
 def test_bfloat16_touches_products_only(case, hidden_dtype):
-    """Under autocast results are float32, and not much further off than rounding the operands makes them."""
+    """Under autocast results are float32, and not much further off than rounding the operands makes them.
+
+    Where a log-probability can be infinite it is the probability that is compared.
+    """
     layer = randomise(case.build(counts=zipf_counts(1000), **dense(case)), scale=0.1)
     batch = Batch.of(layer, tokens=64, dtype=torch.float32)
     sample = batch.draw(layer)
@@ -329,9 +400,10 @@ def test_bfloat16_touches_products_only(case, hidden_dtype):
         hidden = hidden.detach().requires_grad_()
         weight = torch.full((64,), 1 / 64, dtype=layer.log_prob(hidden).dtype)
         loss = layer.loss(hidden, batch.target, weight, batch.previous, sample)
+        log_prob, nll = layer.log_prob(hidden), layer.nll(hidden, batch.target)
         values = {
-            "log_prob": layer.log_prob(hidden),
-            "nll": layer.nll(hidden, batch.target),
+            "log_prob": log_prob if layer.full_support else log_prob.exp(),
+            "nll": nll if layer.full_support else (-nll).exp(),
             "forward": layer(hidden, batch.target, batch.previous, sample),
             "loss": loss,
         }
@@ -385,8 +457,16 @@ class Toy:
     def unigram_divergence(self) -> float:
         return self.divergence(self.joint.sum(0).log().expand(self.contexts, -1))
 
+    def distance(self, log_prob: torch.Tensor) -> float:
+        """Expected total variation between the true distribution and the model's, from the model's logarithms."""
+        return (self.context * (self.conditional - log_prob.double().exp()).abs()).sum().item() / 2
+
     def train(self, layer: OutputLayer, steps: int = 600, size: int = 256) -> float:
-        """Train on pairs drawn from the joint distribution; return the divergence at the end."""
+        """Train as ``learn`` does; return the divergence at the end."""
+        return self.divergence(self.learn(layer, steps, size))
+
+    def learn(self, layer: OutputLayer, steps: int = 600, size: int = 256) -> torch.Tensor:
+        """Train on pairs drawn from the joint distribution; return the log-probabilities [contexts, words]."""
         generator = torch.Generator().manual_seed(6)
         table = torch.randn(self.contexts, self.hidden_size, generator=generator).requires_grad_()
         optimiser = torch.optim.Adam([table, *layer.parameters()], lr=0.03, fused=True)
@@ -401,7 +481,7 @@ class Toy:
             optimiser.step()
             schedule.step()
         with torch.no_grad():
-            return self.divergence(layer.log_prob(table))
+            return layer.log_prob(table)
 
 
 def allowed_divergence(case: Case) -> float:
@@ -436,6 +516,19 @@ def test_training_reaches_the_true_distribution(case):
     toy = Toy()
     layer = case.build(hidden_size=toy.hidden_size, counts=toy.counts, **dense(case))
     assert toy.train(layer) <= allowed_divergence(case) * toy.unigram_divergence()
+
+
+@pytest.mark.parametrize("case", [case for case in WITH_PARTIAL_SUPPORT if case.option != "sparse"], ids=str)
+@pytest.mark.usefixtures("without_type_checks")
+def test_training_comes_as_near_to_the_true_distribution_as_the_law_above_has_others_come(case):
+    """The divergence is infinite where a word of the text has probability zero; the total variation is not, and
+    ``sqrt(KL / 2)`` bounds it for those that obey the law above: Pinsker's inequality."""
+    toy = Toy()
+    layer = case.build(hidden_size=toy.hidden_size, counts=toy.counts, **dense(case))
+    allowed = math.sqrt(allowed_divergence(case) * toy.unigram_divergence() / 2)
+    unigram = toy.distance(toy.joint.sum(0).log().expand(toy.contexts, -1))
+    assert allowed < unigram / 2
+    assert toy.distance(toy.learn(layer)) <= allowed
 
 
 @pytest.mark.parametrize("factor", [0.0, -1.0], ids=["dropped", "negated"])
