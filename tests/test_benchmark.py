@@ -348,22 +348,21 @@ def test_memory_is_that_of_the_step_alone():
 def test_what_does_not_fit_or_fails_is_told(monkeypatch):
     cell = dataclasses.replace(CELL, tokens=256, vocab=100_000)
     (eager,) = peers(["PyTorch, eager"])
-    monkeypatch.setattr(race, "allowance", lambda: 100 * 2**20)
+    monkeypatch.setattr(race, "allowance", lambda device: 100 * 2**20)
     with pytest.raises(Unavailable, match=r"takes more than 0\.1 GiB"):
         race.memory(eager, cell, ["train"])
     with pytest.raises(Unavailable, match="has no option colour"):
         race.memory(Layer("full_softmax", (("colour", 1),)), CELL, ["train"])
 
 
-def test_heats_fit_into_memory_and_keep_the_references(monkeypatch):
+def test_heats_fit_into_memory_and_keep_the_references():
     contestants = [limits.Products(), *peers(["PyTorch, eager"]), *layers(["full_softmax"])]
     others = [Layer("sampled_softmax", (("samples", k),)) for k in (1, 2, 3)]
     sizes = {each.label: {"train": Memory(peak=10, kept=0, gradients=0, resident=10)} for each in contestants + others}
-    assert grid.heats(contestants + others, sizes) == [contestants + others]
-    monkeypatch.setattr(grid, "allowance", lambda: 60)
-    first, second = grid.heats(contestants + others, sizes)
+    assert grid.heats(contestants + others, sizes, None) == [contestants + others]
+    first, second = grid.heats(contestants + others, sizes, 60)
     assert first == contestants + others[:2] and second == contestants + others[2:]
-    assert grid.heats(contestants, {}) == [contestants]
+    assert grid.heats(contestants, {}, 60) == [contestants]
 
 
 # -- what is told -----------------------------------------------------------------------------------------------------

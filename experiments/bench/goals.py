@@ -16,6 +16,7 @@ import torch
 from experiments import wording
 from experiments.bench.cell import Cell, Unavailable, problem
 from experiments.bench.contestants import Contestant
+from experiments.bench.laws import reported
 from experiments.bench.race import Memory, Runner, Times, clock_of, memory, race
 from experiments.bench.records import REFERENCE, Record, markdown
 
@@ -259,7 +260,8 @@ def measured(
             continue
         advance(0.2 / len(entrants), f"{entrant.contestant.label}: building")
         try:
-            runners[key] = Runner(entrant.contestant.build(entrant.cell), entrant.mode, entrant.cell)
+            with reported():
+                runners[key] = Runner(entrant.contestant.build(entrant.cell), entrant.mode, entrant.cell)
         except Unavailable as reason:
             missing[key] = reason
     turn = 0.5 / max(1, len(runners) * (rounds + 1))

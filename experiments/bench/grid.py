@@ -10,6 +10,7 @@ import torch
 
 from experiments.bench.cell import MODES, Cell, Instance, Unavailable, problem
 from experiments.bench.contestants import Contestant, Layer, layers, peers
+from experiments.bench.laws import reported
 from experiments.bench.limits import Copy, Products
 from experiments.bench.race import Memory, Runner, Times, allowance, clock_of, memory, race
 from experiments.bench.records import OURS, REFERENCE, Record
@@ -89,7 +90,7 @@ def run(
                 refused[contestant.label] = Record.refused(contestant, cell, reason)
         found: dict[str, Record] = {}
         starters = [contestant for contestant in everyone if contestant.label not in refused]
-        for heat in heats(starters, memories):
+        for heat in heats(starters, memories, allowance(cell.device)):
             fresh = [contestant for contestant in heat if contestant.label not in found]
             share = 0.5 * len(fresh) / len(everyone)
             for record in _heat(heat, cell, modes, settings, share, advance):
@@ -98,9 +99,10 @@ def run(
         yield [(refused | found)[contestant.label] for contestant in everyone]
 
 
-def heats(contestants: Sequence[Contestant], memories: Mapping[str, Mapping[str, Memory]]) -> list[list[Contestant]]:
+def heats(
+    contestants: Sequence[Contestant], memories: Mapping[str, Mapping[str, Memory]], limit: int | None
+) -> list[list[Contestant]]:
     """Divide contestants into groups that fit into memory together; those that others are compared to run in each."""
-    limit = allowance()
 
     def size(contestant: Contestant) -> int:
         measured = memories.get(contestant.label, {}).values()
@@ -137,11 +139,12 @@ def _heat(
     for contestant in heat:
         advance(0, f"{contestant.label}: building")
         try:
-            instance = contestant.build(cell)
-            wanted = ["train"] if contestant.kind == "limit" else [mode for mode in modes if mode in instance.modes]
-            if not wanted:
-                raise Unavailable(f"has no mode {' or '.join(modes)}, only {', '.join(instance.modes)}")
-            works[contestant.label] = work_of(contestant, instance, cell)
+            with reported():
+                instance = contestant.build(cell)
+                wanted = ["train"] if contestant.kind == "limit" else [mode for mode in modes if mode in instance.modes]
+                if not wanted:
+                    raise Unavailable(f"has no mode {' or '.join(modes)}, only {', '.join(instance.modes)}")
+                works[contestant.label] = work_of(contestant, instance, cell)
         except Unavailable as reason:
             records.append(Record.refused(contestant, cell, reason))
             continue

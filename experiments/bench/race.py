@@ -14,6 +14,7 @@ import torch
 
 from experiments.bench.cell import Cell, Instance, Unavailable, problem
 from experiments.bench.contestants import Contestant
+from experiments.bench.laws import reported
 from lvsoftmax.cost import extra_bytes, peak_bytes, release_free_memory, reset_peak, seconds
 
 FEWEST_ROUNDS = 3
@@ -151,17 +152,15 @@ def memory(contestant: Contestant, cell: Cell, modes: Sequence[str]) -> dict[str
         Unavailable: it takes more memory than there should be for it, or fails.
     """
     if torch.device(cell.device).type == "cuda":
-        try:
+        with reported():
             found = _measure(contestant, cell, modes)
-        except torch.cuda.OutOfMemoryError as error:
-            raise Unavailable("does not fit into the device's memory") from error
         torch.cuda.empty_cache()
         return found
     context = multiprocessing.get_context(START_METHOD)
     if START_METHOD == "forkserver":
         context.set_forkserver_preload(["experiments.bench.contestants", "torch._dynamo"])
     here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(there, contestant, cell, modes, allowance()), daemon=True)
+    process = context.Process(target=_child, args=(there, contestant, cell, modes, allowance(cell.device)), daemon=True)
     process.start()
     there.close()
     try:
@@ -185,8 +184,10 @@ START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_met
 """A server that has imported everything (optimisers import torch's compiler) and done nothing else forks in no time."""
 
 
-def allowance() -> int | None:
-    """Return how many bytes a contestant may take; None where the system does not say what is free."""
+def allowance(device: str) -> int | None:
+    """Return how many bytes contestants may take together; None where the system does not say what is free."""
+    if torch.device(device).type == "cuda":
+        return int(MEMORY_SHARE * torch.cuda.mem_get_info(device)[0])
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
