@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from lvsoftmax import runs
-from lvsoftmax.layer import OutputLayer
+from lvsoftmax.layer import DenseOutputLayer, OutputLayer
 from lvsoftmax.ops.backends import BackendUnavailable
 from lvsoftmax.ops.noise import Draws, FixedNoiseName
 
@@ -193,6 +193,20 @@ def randomise(layer: OutputLayer, scale: float = 0.3) -> OutputLayer:
         for parameter in layer.parameters():
             parameter += scale * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
     return layer
+
+
+def noise_probability(layer: DenseOutputLayer, hidden: Tensor, previous: Tensor, draws: int) -> Tensor:
+    """What a layer's noise says of every word, as a target of every token: ``[tokens, vocab]``, float64.
+
+    That it is what the noise draws from is for the noise's own tests to show.
+    """
+    noise, words = layer.noise, torch.arange(layer.vocab_size)
+    assert noise is not None
+    rows = [
+        noise.draw(h.expand(len(words), -1), words, v.expand(len(words)), torch.Generator()).target_log_expected
+        for h, v in zip(hidden.detach(), previous, strict=True)
+    ]
+    return torch.stack(rows).double().exp() / (layer.vocab_size - 1 if noise.holds_targets else draws)
 
 
 def gradients(output: Tensor, upstream: Tensor, layer: OutputLayer, *inputs: Tensor) -> dict[str, Tensor]:

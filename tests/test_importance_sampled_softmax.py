@@ -1,5 +1,8 @@
+import numpy as np
+import oracles
 import pytest
 import torch
+from cases import noise_probability, toy_bigrams
 
 from lvsoftmax.layers.importance_sampled_softmax import ImportanceSampledSoftmax
 from lvsoftmax.layers.sampled_softmax import SampledSoftmax
@@ -37,6 +40,40 @@ def test_with_many_draws_it_approaches_the_exact_softmax(noise):
     torch.testing.assert_close(actual, expected, rtol=0, atol=0.02)
     gradients = [torch.autograd.grad(value.sum(), layer.weight)[0] for value in (actual, expected)]
     torch.testing.assert_close(*gradients, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("noise", ["bigram", "quadratic_kernel", "random_fourier", "midx"])
+def test_where_the_context_decides_it_follows_its_formula_word_by_word(noise):
+    layer, hidden, target = setting(samples=8, ess_target=None, noise=noise, bigrams=toy_bigrams(len(COUNTS), 0))
+    layer.refresh()
+    previous = torch.arange(1, N + 1)
+    sample = layer.draw(hidden, target, previous)
+    q, logit = noise_probability(layer, hidden, previous, 8), layer.logits(hidden).detach()
+    own, drawn, log_q = logit.gather(1, target[:, None]), logit.gather(1, sample.ids), q.log().gather(1, sample.ids)
+    expected = [
+        oracles.importance_sampling_objective(*(x.numpy() for x in row))[0]
+        for row in zip(own, drawn[:, None], log_q, strict=True)
+    ]
+    actual = layer(hidden, target, previous, sample).detach().numpy()
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("noise", ["bigram", "midx"])
+def test_draws_of_a_tokens_own_grow_as_shared_ones_do(noise):
+    options = {"ess_target": 12, "max_samples": 1000, "bigrams": toy_bigrams(len(COUNTS), 0)}
+    layer, hidden, target = setting(samples=5, noise=noise, **options)
+    layer.refresh()
+    previous = torch.arange(1, N + 1)
+    ids, log_expected, _ = layer.draw(hidden, target, previous)
+    q = noise_probability(layer, hidden, previous, 1000)
+    torch.testing.assert_close(log_expected.double().exp(), ids.shape[1] * q.gather(1, ids), rtol=1e-4, atol=0)
+
+    def effective(ids):
+        weight = layer.logits(hidden).detach().gather(1, ids).exp() / q.gather(1, ids)
+        return (weight.sum(1) ** 2 / weight.square().sum(1)).mean()
+
+    assert ids.shape[1] % 5 == 0 and effective(ids) >= 12 > effective(ids[:, :-5])
+    assert layer.diagnostics()["samples"] == ids.shape[1]
 
 
 def test_the_target_is_not_in_the_sum():

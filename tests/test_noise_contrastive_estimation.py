@@ -1,10 +1,14 @@
 import math
+from typing import get_args
 
+import numpy as np
+import oracles
 import pytest
 import torch
-from cases import assert_mean
+from cases import assert_mean, noise_probability, toy_bigrams
 
 from lvsoftmax.layers.noise_contrastive_estimation import NoiseContrastiveEstimation
+from lvsoftmax.noise import NoiseName
 from lvsoftmax.ops import noise as ops
 
 COUNTS = torch.tensor([900, 400, 300, 200, 100, 50, 30, 20, 10, 9, 8, 5, 5, 3, 2, 1, 1, 0])
@@ -12,7 +16,8 @@ V, D, N = len(COUNTS), 6, 9
 
 
 def setting(**options) -> tuple[NoiseContrastiveEstimation, torch.Tensor, torch.Tensor]:
-    layer = NoiseContrastiveEstimation(D, COUNTS, sparse=False, **options).double()
+    layer = NoiseContrastiveEstimation(D, COUNTS, sparse=False, bigrams=toy_bigrams(V, 0), **options).double()
+    layer.refresh()
     hidden = torch.randn(N, D, dtype=torch.float64, requires_grad=True)
     return layer, hidden, torch.arange(N) * 2
 
@@ -28,7 +33,6 @@ def slope(value: torch.Tensor, layer: NoiseContrastiveEstimation) -> torch.Tenso
         {},
         {"noise_sharing": "token"},
         {"replacement": False},
-        {"replacement": False, "noise_sharing": "token"},
         {"noise": "uniform"},
     ],
     ids=str,
@@ -45,6 +49,66 @@ def test_the_expected_gradient_equals_its_closed_form(options):
     expected = expected_count * data
     expected[target] -= 1 - data[target]
     assert_mean(torch.stack(many), expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"noise": name} for name in ("bigram", "quadratic_kernel", "random_fourier", "midx")]
+    + [{"noise_sharing": "token", "replacement": False}],
+    ids=str,
+)
+def test_the_expected_gradient_equals_its_closed_form_also_for_draws_of_a_tokens_own(options):
+    size = 4000
+    layer, hidden, target = setting(samples=5, **options)
+    hidden, target, previous = hidden[:1].detach(), target[3:4], torch.tensor([2])
+    many = (hidden.expand(size, -1), target.expand(size), previous.expand(size))
+    actual = slope(layer(*many), layer) / size
+    expected_count = 5 * noise_probability(layer, hidden, previous, 5)[0]
+    data = torch.sigmoid(layer.logits(hidden)[0].detach() - expected_count.log())
+    expected = expected_count * data
+    expected[target] -= 1 - data[target]
+    # a word is drawn about as often as a Poisson variable says, or less variably
+    assert ((actual - expected).abs() <= data * (5 * (expected_count / size).sqrt() + 3 / size)).all()
+
+
+def test_the_expected_gradient_equals_its_closed_form_also_where_the_draws_are_other_targets():
+    """A token's own target is no draw for it: kept, it would count ``1`` more than ``(N - 1) q``."""
+    layer, hidden, _ = setting(noise="in_batch")
+    q = ((COUNTS + 1) / (COUNTS + 1).sum()).double()
+    hidden, first, many = hidden.detach(), torch.tensor([4]), []
+    for others in torch.multinomial(q, 2000 * (N - 1), True).view(2000, N - 1):
+        many.append(slope(layer(hidden, torch.cat([first, others]))[0], layer))
+    expected_count = (N - 1) * q
+    data = torch.sigmoid(layer.logits(hidden)[0].detach() - expected_count.log())
+    expected = expected_count * data
+    expected[first] -= 1 - data[first]
+    # the noise keeps frequencies to 2^-16 of a word
+    error = torch.stack(many)
+    assert ((error.mean(0) - expected).abs() <= 4 * error.std(0) / len(error) ** 0.5 + 1e-3 * expected.abs()).all()
+
+
+@pytest.mark.parametrize("noise", get_args(NoiseName))
+def test_the_objective_follows_its_formula_word_by_word(noise):
+    """From the noise's probabilities: a correction negated or dropped, or a hit left out, would show."""
+    layer, hidden, target = setting(samples=12, noise=noise)
+    previous = torch.arange(1, N + 1)
+    sample = layer.draw(hidden, target, previous)
+    q, logit = noise_probability(layer, hidden, previous, 12).numpy(), layer.logits(hidden).detach().numpy()
+    values, hits = [], 0
+    for n, ids in enumerate(sample.ids.expand(N, -1).numpy()):
+        ids = np.delete(ids, n) if noise == "in_batch" else ids
+        hits += (ids == target[n].item()).sum()
+        log_q = np.log(q[n])
+        own = [target[n].item()]
+        values += oracles.noise_contrastive_objective(
+            logit[n, own], logit[n : n + 1, ids], log_q[own], log_q[ids], len(ids)
+        ).tolist()
+    assert hits > 0 or noise == "in_batch"
+    actual = layer(hidden, target, previous, sample).detach().numpy()
+    np.testing.assert_allclose(actual, values, rtol=2e-4)
+    weight = torch.rand(N, dtype=torch.float64)
+    loss = layer.loss(hidden, target, weight, previous, sample)
+    np.testing.assert_allclose(loss.item(), weight.numpy() @ actual, rtol=1e-6)
 
 
 def test_with_all_words_drawn_once_it_is_the_sum_over_the_vocabulary():

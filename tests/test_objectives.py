@@ -242,6 +242,26 @@ def test_the_bias_of_importance_sampling_falls_as_one_over_the_draws():
     assert slope_of_bias(bias) == pytest.approx(-1, abs=0.2)
 
 
+def test_the_bias_of_a_target_that_was_not_drawn_falls_as_one_over_the_draws():
+    """``positive=corrected``: nothing comes off the target's logit, and draws that hit it are left out."""
+    context, source, bias = Context(), torch.Generator().manual_seed(0), {}
+    table, target = ops.alias_table(context.q), torch.zeros(2000, dtype=torch.float64)
+    own = (
+        context.slope.softmax(0)[context.target] * -context.exact
+    )  # what the target adds that is left out of the draws
+    for count in COUNTS_OF_DRAWS:
+        errors = []
+        for _ in range(10):
+            ids = ops.draw_independent(table, (2000, count), source)
+            log_expected = (count * context.q).log()[ids]
+            hit = ids == context.target
+            derivative = context.derivative(sampled_softmax, ids, target, log_expected, hit)
+            linear = context.noise_of_first_order(ids, log_expected.masked_fill(hit, torch.inf)) + own
+            errors.append(derivative - context.exact - linear)
+        bias[count] = torch.cat(errors).mean().item()
+    assert slope_of_bias(bias) == pytest.approx(-1, abs=0.2)
+
+
 def test_the_bias_of_sampled_softmax_falls_as_one_over_the_draws():
     context, source, repeats = Context(), torch.Generator().manual_seed(0), 1000
     bias = {}

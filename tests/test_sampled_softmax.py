@@ -4,11 +4,11 @@ import numpy as np
 import oracles
 import pytest
 import torch
-from cases import toy_bigrams
+from cases import noise_probability, toy_bigrams
 
 from lvsoftmax.layers.sampled_softmax import SampledSoftmax
-from lvsoftmax.noise import NoiseName
-from lvsoftmax.ops.noise import Sample, log_expected_count
+from lvsoftmax.noise import NoiseName, make_noise
+from lvsoftmax.ops.noise import FixedNoiseName, Sample, log_expected_count
 
 COUNTS = torch.tensor([900, 400, 300, 200, 100, 50, 30, 20, 10, 9, 8, 5, 5, 3, 2, 1, 1, 0])
 V, D, N = len(COUNTS), 6, 9
@@ -47,17 +47,6 @@ def test_with_many_draws_with_replacement_it_approaches_the_exact_softmax(noise,
     torch.testing.assert_close(gradient_of_table(actual, layer), gradient_of_table(expected, layer), rtol=0, atol=0.02)
 
 
-def probability(layer, hidden, previous) -> np.ndarray:
-    """The noise's probability of every word in every context, ``[N, V]``, as its own tests establish it."""
-    rows = []
-    for h, v in zip(hidden.detach(), previous, strict=True):
-        source = torch.Generator().manual_seed(0)
-        sample = layer.noise.draw(h.expand(V, -1), torch.arange(V), v.expand(V), source)
-        rows.append(sample.target_log_expected.exp())
-    mass = torch.stack(rows).double().numpy()
-    return mass / (V - 1 if layer.noise.holds_targets else layer.samples)
-
-
 @for_every_positive
 @pytest.mark.parametrize("replacement", [None, True])
 @for_every_noise
@@ -67,7 +56,7 @@ def test_the_objective_follows_its_formula_word_by_word(noise, replacement, posi
     previous = torch.arange(1, N + 1)
     sample = layer.draw(hidden, target, previous)
     ids = sample.ids.expand(N, -1).numpy()
-    q, draws = probability(layer, hidden, previous), ids.shape[1] - layer.noise.holds_targets
+    q, draws = noise_probability(layer, hidden, previous, 12).numpy(), ids.shape[1] - layer.noise.holds_targets
     logit = layer.logits(hidden).detach().numpy()
     hits, values = 0, []
     for n, word in enumerate(target.tolist()):
@@ -93,14 +82,11 @@ def test_the_objective_follows_its_formula_word_by_word(noise, replacement, posi
 def test_draws_other_than_the_target_estimate_the_sum_over_the_other_words(noise):
     """``E sum_{k != t} exp(s_k - l_k) = sum_{w != t} exp(s_w)``, what ``positive=corrected`` rests on."""
     layer, hidden, target = setting(samples=6, noise=noise)
+    if noise in get_args(FixedNoiseName):
+        layer.noise = make_noise(noise, COUNTS, 6, replacement=False, per_token=True)
     size, token = 20_000, 1
     hidden, target, previous = hidden[token : token + 1].detach(), target[token : token + 1], torch.tensor([2])
-    if noise in ("uniform", "log_uniform", "unigram"):
-        samples = [layer.draw(hidden, target) for _ in range(size // 10)]
-        ids, log_expected = (torch.stack(x) for x in list(zip(*samples, strict=True))[:2])
-    else:
-        many = (x.expand(size, *x.shape[1:]) for x in (hidden, target, previous))
-        ids, log_expected, _ = layer.draw(*many)
+    ids, log_expected, _ = layer.draw(*(x.expand(size, *x.shape[1:]) for x in (hidden, target, previous)))
     exp = layer.logits(hidden)[0].detach().exp()
     estimates = torch.where(ids == target, 0.0, exp[ids] / log_expected.exp()).sum(1)
     expected = exp.sum() - exp[target]
