@@ -82,7 +82,8 @@ def online_attention(
     ``torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=causal, scale=scale)``.
 
     Letters: N queries, M keys, E and F the widths of keys and values. Costs ``2 N M (E + F)`` FLOPs forward and
-    ``2 N M (3 E + 2 F)`` backward, half of that if causal; memory beyond input and output ``3 N block`` numbers.
+    ``2 N M (3 E + 2 F)`` backward, half of that if causal; beyond inputs, output and gradients it holds ``2 N block``
+    numbers.
 
     Reference: Milakov & Gimelshein 2018 for the recurrence; Dao et al. 2022, FlashAttention, for the backward pass.
 
@@ -118,8 +119,9 @@ class _Attention(torch.autograd.Function):
         output = upcast(torch.zeros(*q.shape[:-1], v.shape[-1], dtype=query.dtype, device=query.device))
         maximum = torch.full_like(output[..., :1], -torch.inf)
         total = torch.zeros_like(maximum)
+        room = _room(output, q, k, block)
         for rows, columns in _blocks(q.shape[-2], k.shape[-2], block, causal):
-            score = _scores(q, k, rows, columns, causal, scale)
+            score = _scores(q, k, rows, columns, causal, scale, room)
             before = maximum[..., rows, :].clone()
             now = torch.maximum(before, score.amax(-1, keepdim=True))
             weight, kept = score.sub_(now).exp_(), before.sub_(now).exp_()
@@ -140,11 +142,12 @@ class _Attention(torch.autograd.Function):
         up_over_total = (upstream / total).to(dtype)
         through_total = (upstream * output).sum(-1, keepdim=True)
         grad_query, grad_key, grad_value = (upcast(torch.zeros_like(x)) for x in (query, key, value))
+        rooms = [_room(output, q, k, block) for _ in range(2)]
         for rows, columns in _blocks(q.shape[-2], k.shape[-2], block, causal):
             # Less the maximum, not less the log-sum-exp: a large one has lost the digits of the sum.
-            weight = _scores(q, k, rows, columns, causal, scale).sub_(maximum[..., rows, :]).exp_()
+            weight = _scores(q, k, rows, columns, causal, scale, rooms[0]).sub_(maximum[..., rows, :]).exp_()
             grad_value[..., columns, :] += weight.to(dtype).mT @ up_over_total[..., rows, :]
-            slope = upcast(up[..., rows, :] @ v[..., columns, :].mT).sub_(through_total[..., rows, :])
+            slope = _product(up[..., rows, :], v[..., columns, :].mT, rooms[1]).sub_(through_total[..., rows, :])
             grad_score = weight.mul_(slope).mul_(scale / total[..., rows, :]).to(dtype)
             grad_query[..., rows, :] += grad_score @ k[..., columns, :]
             grad_key[..., columns, :] += grad_score.mT @ q[..., rows, :]
@@ -158,8 +161,8 @@ def _blocks(queries: int, keys: int, block: int, causal: bool) -> Iterator[tuple
         yield slice(start if causal else 0, queries), slice(start, min(start + block, keys))
 
 
-def _scores(q: Tensor, k: Tensor, rows: slice, columns: slice, causal: bool, scale: float) -> Tensor:
-    score = upcast(q[..., rows, :] @ k[..., columns, :].mT).mul_(scale)
+def _scores(q: Tensor, k: Tensor, rows: slice, columns: slice, causal: bool, scale: float, room: Tensor) -> Tensor:
+    score = _product(q[..., rows, :], k[..., columns, :].mT, room).mul_(scale)
     if causal:
         # Keys are at their queries' places; only the first rows come before some of the block's keys.
         size = columns.stop - columns.start
@@ -167,6 +170,18 @@ def _scores(q: Tensor, k: Tensor, rows: slice, columns: slice, causal: bool, sca
         corner = score[..., :size, :]
         corner.masked_fill_(ahead[: corner.shape[-2]], -torch.inf)
     return score
+
+
+def _room(like: Tensor, q: Tensor, k: Tensor, block: int) -> Tensor:
+    """Return memory for the scores of one block, used again for each: pages new at every block cost time and peak."""
+    return like.new_empty(q[..., 0].numel() * min(block, k.shape[-2]))
+
+
+def _product(left: Tensor, right: Tensor, room: Tensor) -> Tensor:
+    """Return ``left @ right`` in the precision and the memory of ``room``."""
+    shape = (*left.shape[:-1], right.shape[-1])
+    result = room[: math.prod(shape)].view(shape)
+    return torch.matmul(left, right, out=result) if left.dtype == room.dtype else result.copy_(left @ right)
 
 
 def _finite(maximum: Tensor) -> Tensor:
