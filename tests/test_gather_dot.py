@@ -1,10 +1,26 @@
+import functools
+
 import pytest
 import torch
 
-from lvsoftmax.ops.gather_dot import gather_dot
+from lvsoftmax.cost import count_work
+from lvsoftmax.ops import gather_dot as package
+from lvsoftmax.ops.gather_dot import BACKENDS
 
 N, K, V, D = 5, 4, 11, 7
 IDS = torch.tensor([[3, 3, 0, 10], [0, 1, 2, 3], [10, 10, 10, 10], [4, 0, 4, 9], [7, 3, 1, 0]])  # 5, 6 and 8 nowhere
+OBSTACLES = {name: obstacle(torch.device("cpu")) for name, obstacle in BACKENDS.obstacles.items()}
+for_every_backend = pytest.mark.parametrize(
+    "gather_dot",
+    [
+        pytest.param(
+            functools.partial(package.gather_dot, backend=name),
+            id=name,
+            marks=pytest.mark.skipif(reason is not None, reason=str(reason)),
+        )
+        for name, reason in OBSTACLES.items()
+    ],
+)
 for_every_table = pytest.mark.parametrize("with_bias", [True, False])
 
 
@@ -13,16 +29,18 @@ def operands(dtype=torch.float64, with_bias=True) -> list[torch.Tensor | None]:
     return [x.to(dtype).requires_grad_() for x in (hidden, weight, bias)[: 2 + with_bias]] + [None] * (not with_bias)
 
 
+@for_every_backend
 @for_every_table
-def test_it_gathers_from_the_full_product(with_bias):
+def test_it_gathers_from_the_full_product(gather_dot, with_bias):
     hidden, weight, bias = operands(with_bias=with_bias)
     expected = torch.nn.functional.linear(hidden, weight, bias).gather(1, IDS)
     torch.testing.assert_close(gather_dot(hidden, weight, bias, IDS, sparse=False), expected)
 
 
+@for_every_backend
 @pytest.mark.parametrize("sparse", [False, True])
 @for_every_table
-def test_gradients_are_those_of_the_full_product(with_bias, sparse):
+def test_gradients_are_those_of_the_full_product(gather_dot, with_bias, sparse):
     hidden, weight, bias = operands(with_bias=with_bias)
     inputs = [x for x in (hidden, weight, bias) if x is not None]
     upstream = torch.randn(N, K, dtype=torch.float64)
@@ -36,18 +54,21 @@ def test_gradients_are_those_of_the_full_product(with_bias, sparse):
             assert gradient.is_coalesced() and gradient.indices()[0].tolist() == sorted(set(IDS.flatten().tolist()))
 
 
-def test_gradcheck():
+@for_every_backend
+def test_gradcheck(gather_dot):
     assert torch.autograd.gradcheck(lambda *x: gather_dot(*x, IDS, sparse=False), operands())
 
 
-def test_no_tokens():
+@for_every_backend
+def test_no_tokens(gather_dot):
     hidden, weight, bias = operands()
     value = gather_dot(hidden[:0], weight, bias, IDS[:0], sparse=True)
     value.sum().backward()
     assert value.shape == (0, K) and weight.grad.to_dense().any().item() is False
 
 
-def test_half_precision_sums_in_single():
+@for_every_backend
+def test_half_precision_sums_in_single(gather_dot):
     hidden, weight, bias = operands(torch.bfloat16)
     value = gather_dot(hidden, weight, bias, IDS, sparse=False)
     value.sum().backward()
@@ -68,4 +89,65 @@ def test_traced_it_is_the_same(with_bias):
         value = function(*inputs, IDS, sparse=False)
         return value, torch.autograd.grad(value.square().sum(), wanted)
 
-    torch.testing.assert_close(run(torch.compile(gather_dot, backend="aot_eager", fullgraph=True)), run(gather_dot))
+    traced = torch.compile(package.gather_dot, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(run(traced), run(package.gather_dot))
+
+
+@for_every_backend
+@pytest.mark.parametrize("words", [1, 3, 4, 9, 130])
+@pytest.mark.parametrize("width", [1, 5, 64])
+def test_awkward_sizes(gather_dot, words, width):
+    source = torch.Generator().manual_seed(words)
+    hidden, weight = (torch.randn(size, width, generator=source, requires_grad=True) for size in (6, 40))
+    bias = torch.randn(40, generator=source, requires_grad=True)
+    ids, upstream = torch.randint(40, (6, words), generator=source), torch.randn(6, words, generator=source)
+    value = gather_dot(hidden, weight, bias, ids, sparse=True)
+    expected = torch.nn.functional.linear(hidden.double(), weight.double(), bias.double()).gather(1, ids)
+    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-5)
+    actual = torch.autograd.grad(value, (hidden, weight, bias), upstream)
+    wanted = torch.autograd.grad(expected, (hidden, weight, bias), upstream.double())
+    for one, other in zip(actual, wanted, strict=True):
+        torch.testing.assert_close(one.to_dense(), other, rtol=1e-4, atol=1e-4)
+
+
+@for_every_backend
+def test_only_gradients_that_are_asked_for(gather_dot):
+    for wanted in range(3):
+        inputs = operands()
+        for i, operand in enumerate(inputs):
+            operand.requires_grad_(i == wanted)
+        gather_dot(*inputs, IDS, sparse=True).sum().backward()
+        assert [x.grad is not None for x in inputs] == [i == wanted for i in range(3)]
+
+
+@for_every_backend
+def test_operations_are_counted(gather_dot):
+    hidden, weight, bias = operands(torch.float32)
+    assert count_work(lambda: gather_dot(hidden, weight, bias, IDS, sparse=True)).flops == 2 * N * K * D
+    value = gather_dot(hidden, weight, bias, IDS, sparse=True).sum()
+    backward = count_work(value.backward).flops
+    assert 4 * N * K * D <= backward <= 4 * N * K * D + 2 * N * K  # plain PyTorch takes a product for the bias
+
+
+def test_threads_change_nothing():
+    if OBSTACLES["cpp"]:
+        pytest.skip(OBSTACLES["cpp"])
+    source = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(300, 32, generator=source, requires_grad=True) for _ in range(2)]
+    ids = torch.randint(300, (300, 20), generator=source)
+    results = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        value = package.gather_dot(*inputs, None, ids, sparse=False, backend="cpp")
+        results.append((value, *torch.autograd.grad(value.square().sum(), inputs)))
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("word", [-1, V])
+def test_words_that_there_are_not_are_an_error(word):
+    if OBSTACLES["cpp"]:
+        pytest.skip(OBSTACLES["cpp"])
+    hidden, weight, bias = operands()
+    with pytest.raises(ValueError, match=rf"^ids reach from .*\[0, {V}\)"):
+        package.gather_dot(hidden, weight, bias, torch.full((N, K), word), sparse=True, backend="cpp")

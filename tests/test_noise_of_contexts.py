@@ -8,7 +8,7 @@ import torch
 
 from lvsoftmax.noise import make_noise
 from lvsoftmax.ops import noise as ops
-from lvsoftmax.ops.categorical import FEWEST, draw_columns
+from lvsoftmax.ops.categorical import FEWEST, choose_columns, uniform
 from lvsoftmax.ops.multi_index import fit_codebook
 from lvsoftmax.ops.noise import COLUMN
 from lvsoftmax.ops.quadratic import block_statistics, sums_of_squares
@@ -262,7 +262,8 @@ def test_sums_of_squares_equal_the_squares(width):
 
 def test_columns_are_drawn_by_mass_and_empty_ones_never():
     mass = torch.tensor([[0.0, 1.0, 0.0, 3.0, 0.0], [5.0, 0.0, 0.0, 0.0, 5.0]])
-    column = draw_columns(mass, torch.tensor([0, 1]).repeat_interleave(10_000), generator()).view(2, -1)
+    random = uniform((20_000,), generator(), mass.device)
+    column = choose_columns(mass, torch.tensor([0, 1]).repeat_interleave(10_000), random).view(2, -1)
     frequency = torch.stack([row.bincount(minlength=5) for row in column]) / 10_000
     torch.testing.assert_close(frequency, mass / mass.sum(1, keepdim=True), rtol=0, atol=0.02)
     assert not frequency[mass == 0].any()

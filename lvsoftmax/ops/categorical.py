@@ -4,7 +4,7 @@ Letters: N tokens, V words, L blocks of words, B words of a block, K draws of a 
 C columns each.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,8 +22,13 @@ class Drawn(NamedTuple):
     target_log_probability: Tensor  # [N]
 
 
-def draw_columns(mass_RC: Tensor, row_P: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw one column for each of ``row``, in proportion to the masses of that row; a search of log C each.
+def uniform(shape: Sequence[int], generator: torch.Generator, device: torch.device) -> Tensor:
+    """Return random numbers in [0, 1), float64."""
+    return torch.rand(shape, generator=generator, dtype=torch.float64, device=device)
+
+
+def choose_columns(mass_RC: Tensor, row_P: Tensor, uniform_P: Tensor) -> Tensor:
+    """Choose one column for each of ``row`` by a random number, in proportion to the masses of that row; O(log C) each.
 
     The running sums of all rows lie on one line, row ``r`` from ``r`` to ``r + 1``, in float64: a probability is
     right to ``2^-52 R``.
@@ -31,9 +36,8 @@ def draw_columns(mass_RC: Tensor, row_P: Tensor, generator: torch.Generator) -> 
     reached_RC = mass_RC.double().cumsum(1)
     reached_RC /= reached_RC[:, -1:].clone()
     reached_RC += torch.arange(len(mass_RC), device=mass_RC.device)[:, None]
-    point_P = row_P + torch.rand(row_P.shape, generator=generator, dtype=torch.float64, device=row_P.device)
     columns = mass_RC.shape[1]
-    found_P = torch.searchsorted(reached_RC.flatten(), point_P, right=True)
+    found_P = torch.searchsorted(reached_RC.flatten(), row_P + uniform_P, right=True)
     return (found_P - row_P * columns).clamp_(0, columns - 1)
 
 
@@ -64,7 +68,8 @@ def draw_by_blocks(
     device = target_N.device
     token_N1 = torch.arange(tokens, device=device)[:, None]
     token_NK = token_N1.expand(tokens, count)
-    drawn_NK = draw_columns(block_mass_NL, token_NK.reshape(-1), generator).view(tokens, count)
+    random_NK = uniform((tokens * count,), generator, device)
+    drawn_NK = choose_columns(block_mass_NL, token_NK.reshape(-1), random_NK).view(tokens, count)
     # The targets are one more column, whose words are known.
     block_NC = torch.cat([target_N[:, None] // block_size, drawn_NK], 1)
     given_NC = torch.cat([target_N[:, None] % block_size, torch.full_like(drawn_NK, -1)], 1)
@@ -75,7 +80,8 @@ def draw_by_blocks(
     edge = torch.arange(blocks + 1, device=device) * tokens
     edges = torch.stack([torch.searchsorted(pair_R, edge), torch.searchsorted(pair_P, edge)]).tolist()
     token_R, given_P = pair_R % max(tokens, 1), given_NC.flatten()[order_P]
-    word_P, log_P = torch.empty_like(given_P), torch.empty(given_P.shape, dtype=block_mass_NL.dtype, device=device)
+    random_P = uniform(given_P.shape, generator, device)
+    word_P, share_P = torch.empty_like(given_P), torch.empty_like(given_P, dtype=block_mass_NL.dtype)
     for block, (first, last, start, end) in enumerate(
         zip(edges[0], edges[0][1:], edges[1], edges[1][1:], strict=False)
     ):
@@ -84,11 +90,11 @@ def draw_by_blocks(
         word = block * block_size
         mass_RB = word_mass(token_R[first:last], slice(word, min(word + block_size, vocab_size)))
         row, given = row_P[start:end] - first, given_P[start:end]
-        column = torch.where(given < 0, draw_columns(mass_RB, row, generator), given)
+        column = torch.where(given < 0, choose_columns(mass_RB, row, random_P[start:end]), given)
         word_P[start:end] = word + column
-        log_P[start:end] = (mass_RB[row, column] / mass_RB.sum(1)[row]).log()
+        share_P[start:end] = mass_RB[row, column] / mass_RB.sum(1)[row]
     ids_NC = torch.empty_like(word_P).scatter_(0, order_P, word_P).view(block_NC.shape)
-    log_NC = torch.empty_like(log_P).scatter_(0, order_P, log_P).view(block_NC.shape)
+    log_NC = torch.empty_like(share_P).scatter_(0, order_P, share_P.log_()).view(block_NC.shape)
     log_NC += (block_mass_NL / block_mass_NL.sum(1, keepdim=True)).log().gather(1, block_NC)
     return Drawn(ids_NC[:, 1:], log_NC[:, 1:], log_NC[:, 0])
 

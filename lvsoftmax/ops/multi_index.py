@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lvsoftmax.ops.categorical import Drawn, draw_columns
+from lvsoftmax.ops.categorical import Drawn, choose_columns, uniform
 
 UNITS = 2**52  # of all words' masses together
 CHUNK = 2**20  # cells' masses held at a time
@@ -84,11 +84,12 @@ def draw_by_cells(
         score = (first_CM[:, :, None] + second_CM[:, None]).flatten(1) + log_mass
         log_sum = score.logsumexp(1, keepdim=True)
         row = torch.arange(len(score), device=score.device).repeat_interleave(count)
-        cells.append(draw_columns((score - log_sum).exp(), row, generator).view(-1, count))
+        random = uniform(row.shape, generator, row.device)
+        cells.append(choose_columns((score - log_sum).exp(), row, random).view(-1, count))
         log_sums.append(log_sum)
     cell_NK, log_sum_N1 = torch.cat(cells), torch.cat(log_sums)
     end = index.cell_mass.cumsum(0)
-    share_NK = torch.rand(tokens, count, generator=generator, dtype=torch.float64, device=target_N.device)
+    share_NK = uniform((tokens, count), generator, target_N.device)
     point_NK = end[cell_NK] - 1 - (share_NK * index.cell_mass[cell_NK]).long()
     ids_NK = index.order[torch.searchsorted(index.reached, point_NK, right=True)]
     word_NC = torch.cat([target_N[:, None], ids_NK], 1)

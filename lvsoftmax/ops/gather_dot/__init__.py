@@ -1,5 +1,42 @@
 """Logits of words that differ from token to token."""
 
-from lvsoftmax.ops.gather_dot.reference import gather_dot
+import torch
+from torch import Tensor
 
-__all__ = ["gather_dot"]
+from lvsoftmax.ops.backends import Backends
+from lvsoftmax.ops.gather_dot import native, reference
+
+__all__ = ["BACKENDS", "gather_dot"]
+
+BACKENDS = Backends(cpp=native.LIBRARY.obstacle)
+
+
+def gather_dot(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    ids_NK: Tensor,
+    *,
+    sparse: bool,
+    backend: str = "auto",
+) -> Tensor:
+    """Return ``hidden[n] . weight[ids[n, k]] + bias[ids[n, k]]``, ``[N, K]`` in float32 at least.
+
+    Cost: ``6 D`` FLOPs per pair of a token and a word for a training step, memory ``O(N K)`` and the gradients. With
+    ``sparse`` those of weight and bias are coalesced COO tensors of the words that occur. A compiler sees the
+    reference; ``sparse`` breaks its graph.
+
+    Args:
+        hidden_ND: hidden vectors.
+        weight_VD: the table.
+        bias_V: one number per word, or None for zeros.
+        ids_NK: each token's words.
+        sparse: whether the gradients of table and bias are row-sparse.
+        backend: a name in ``BACKENDS`` or ``auto``.
+
+    Raises:
+        ValueError: a backend that cannot run there.
+    """
+    chosen = BACKENDS.choose(backend, hidden_ND.device.type)
+    code = native if chosen == "cpp" and (sparse or not torch.compiler.is_compiling()) else reference
+    return code.gather_dot(hidden_ND, weight_VD, bias_V, ids_NK, sparse=sparse)
