@@ -65,6 +65,24 @@ def hierarchical_softmax(layer, hidden: np.ndarray) -> np.ndarray:
     return log_prob
 
 
+def adaptive_softmax(layer, hidden: np.ndarray) -> np.ndarray:
+    """Grave et al. 2017, section 4: a word of the head at once, any other through its cluster's entry in the head."""
+
+    def scores(x, weight, bias):
+        return x @ array(weight).T + (0.0 if bias is None else array(bias))
+
+    log_head = log_softmax(scores(hidden, layer.head_weight, layer.head_bias))
+    clusters = len(layer.tail_weights)
+    shortlist = log_head.shape[1] - clusters
+    columns = [log_head[:, word] for word in range(shortlist)]
+    for k in range(clusters):
+        reduced = hidden @ array(layer.projections[k]).T
+        bias = None if layer.tail_biases is None else layer.tail_biases[k]
+        within = log_softmax(scores(reduced, layer.tail_weights[k], bias))
+        columns += [log_head[:, shortlist + k] + within[:, word] for word in range(within.shape[1])]
+    return np.stack(columns, 1)
+
+
 def class_softmax(layer, hidden: np.ndarray) -> np.ndarray:
     """Goodman 2001, equation 2: the probability of a class, times that of a word among the words of its class."""
     weight, bias = array(layer.weight), array(layer.bias)
