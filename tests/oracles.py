@@ -98,6 +98,19 @@ def class_softmax(layer, hidden: np.ndarray) -> np.ndarray:
     return log_prob
 
 
+def mixture_of_softmaxes(layer, hidden: np.ndarray) -> np.ndarray:
+    """Yang et al. 2018, section 2.4: probabilities of the experts, weighted and added."""
+    prior = np.exp(log_softmax(hidden @ array(layer.prior_weight).T))
+    weight, bias = array(layer.weight), array(layer.bias)
+    width = weight.shape[1]
+    probability = np.zeros((len(hidden), layer.vocab_size))
+    for e in range(prior.shape[1]):
+        rows = slice(e * width, (e + 1) * width)
+        context = np.tanh(hidden @ array(layer.latent_weight)[rows].T + array(layer.latent_bias)[rows])
+        probability += prior[:, e : e + 1] * np.exp(log_softmax(context @ weight.T + bias))
+    return np.log(probability)
+
+
 def sampled_softmax(layer, hidden: np.ndarray) -> np.ndarray:
     """Jean et al. 2015, section 3: the words drawn matter in training only."""
     return log_softmax(dense_logits(layer, hidden))

@@ -243,7 +243,8 @@ def test_gradients_stay_right_as_p_goes_to_one(case):
     for actual, expected in zip(found(single, torch.float32), found(exact, torch.float64), strict=True):
         for name, truth in expected.items():
             error = (actual[name].double() - truth).norm()
-            assert error <= 1e-3 * truth.norm(), f"{name}: relative error {error / truth.norm():.1e}"
+            allowed = 1e-3 * truth.norm() + torch.finfo(torch.float32).tiny  # less than which is zero in float32
+            assert error <= allowed, f"{name}: relative error {error / truth.norm():.1e}"
 
 
 def confident(layer: OutputLayer, miss: float) -> tuple[torch.Tensor, torch.Tensor]:
