@@ -7,7 +7,7 @@ import torch
 
 from lvsoftmax.layers.full_softmax import FullSoftmax
 from lvsoftmax.ops import buffers
-from lvsoftmax.ops.buffers import empty_like, recycled
+from lvsoftmax.ops.buffers import empty_like, empty_rows, recycled
 
 ENTRIES = buffers.SMALLEST // 4
 
@@ -61,6 +61,20 @@ def test_small_and_foreign_tensors_are_ordinary():
     like = torch.empty(1, device="meta")
     assert empty_like(like, (ENTRIES,), torch.float32).device.type == "meta"
     assert empty_like(torch.empty(1), (ENTRIES,), torch.float64).dtype == torch.float64
+
+
+def test_rows_of_a_number_that_changes_find_memory_of_about_their_size():
+    buffers.release()
+    like = torch.empty(1, dtype=torch.float64)
+    places = set()
+    for rows in (41_000, 42_500, 49_000, 45_300):
+        result = empty_rows(like, rows, 16)
+        assert result.shape == (rows, 16) and result.dtype == torch.float64 and result.is_contiguous()
+        places.add(result.data_ptr())
+        del result
+    assert len(places) == 1
+    for rows in (0, 1, 7, 9):
+        assert empty_rows(like, rows, 3).shape == (rows, 3)
 
 
 @pytest.mark.parametrize("backend", ["eager", "auto"])

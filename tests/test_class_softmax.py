@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lvsoftmax.layer import unigram_log_prob
 from lvsoftmax.layers.class_softmax import ClassSoftmax
 from lvsoftmax.layers.full_softmax import FullSoftmax
-from lvsoftmax.ops import memory, partition
+from lvsoftmax.ops import pairs, partition
 from lvsoftmax.ops.grouped_nll import grouped_nll, reference
 
 KINDS = ("sqrt", "mass", "clustered")
@@ -173,7 +173,7 @@ def test_large_gradients_equal_small_ones(sparse, dtype, monkeypatch):
         return torch.autograd.grad(layer.nll(hidden, target), (layer.weight, layer.bias), upstream)
 
     small = found()
-    monkeypatch.setattr(memory, "LARGE", 0)
+    monkeypatch.setattr(pairs, "LARGE", 0)
     large = found()
     assert [gradient.dtype for gradient in large] == [dtype, dtype]
     assert_close(large, small, 1e-6)
@@ -182,7 +182,7 @@ def test_large_gradients_equal_small_ones(sparse, dtype, monkeypatch):
 @pytest.mark.parametrize("tokens", [0, 1])
 @pytest.mark.parametrize("sparse", [False, True])
 def test_large_gradients_of_few_tokens(sparse, tokens, monkeypatch):
-    monkeypatch.setattr(memory, "LARGE", 0)
+    monkeypatch.setattr(pairs, "LARGE", 0)
     layer = build(sparse=sparse)
     (gradient,) = torch.autograd.grad(layer.nll(torch.ones(tokens, 8), torch.zeros(tokens).long()).sum(), layer.weight)
     assert int((gradient.to_dense() != 0).any(1).sum()) == (int(layer.bound[1]) if tokens and layer.bound[1] > 1 else 0)

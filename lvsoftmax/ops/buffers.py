@@ -34,6 +34,15 @@ def empty_like(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor
     return recycled(shape, dtype) if real and like.is_cpu else like.new_empty(shape, dtype=dtype)
 
 
+def empty_rows(like: Tensor, rows: int, width: int) -> Tensor:
+    """Return an uninitialised tensor ``[rows, width]`` for a number of rows that differs from step to step.
+
+    The memory has room for up to a quarter more, so that it serves other numbers nearby.
+    """
+    step = 2 ** max(rows.bit_length() - 3, 0)
+    return empty_like(like, (-(-rows // step) * step, width), like.dtype)[:rows]
+
+
 def recycled(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Return an uninitialised tensor on the CPU, on memory that has been touched before if there is some."""
     size = math.prod(shape) * dtype.itemsize

@@ -15,8 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lvsoftmax.ops import memory
+from lvsoftmax.ops import buffers
 from lvsoftmax.ops.numerics import upcast
+
+LARGE = 2**25  # bytes: from here on, the C library asks the system for every result anew
 
 
 def bag_starts(size: Tensor) -> Tensor:
@@ -84,17 +86,17 @@ def _bag_sums(table: Tensor, row_P: Tensor, bag: Tensor, factor_P: Tensor) -> Te
 
 
 def _row_sums(table: Tensor, row_P: Tensor, bag: Tensor, bag_P: Tensor, factor_P: Tensor) -> Tensor:
-    """Return what ``_bag_sums`` does, for many bags: a large result goes into memory that is cheap to touch.
+    """Return what ``_bag_sums`` does, for many bags: a large result goes into recycled memory.
 
-    The kernel of a bag takes memory of its own; that of a sparse product, a little slower, writes where it is told to.
+    The kernel of a bag takes fresh memory; that of a sparse product, a little slower, writes where it is told to.
     """
-    size = (len(bag), table.shape[1])
-    if not memory.is_large(size, table):
+    bags, width = len(bag), table.shape[1]
+    if not table.is_cpu or bags * width * table.element_size() < LARGE:
         return _bag_sums(table, row_P, bag, factor_P)
     factors = torch.sparse_coo_tensor(
-        torch.stack([bag_P, row_P]), factor_P, (len(bag), len(table)), is_coalesced=True, check_invariants=False
+        torch.stack([bag_P, row_P]), factor_P, (bags, len(table)), is_coalesced=True, check_invariants=False
     )
-    result = memory.zeros(size, table)
+    result = buffers.empty_rows(table, bags, width).zero_()
     return torch.addmm(result, factors, table, out=result)
 
 
