@@ -42,7 +42,8 @@ def row(path: Path) -> str:
 def summarised(text: str) -> str:
     """Return the first sentence of a docstring, to stand after a colon."""
     sentence = text.split("\n\n")[0].replace("\n", " ").rstrip(".")
-    return sentence[0].lower() + sentence[1:] if sentence[:2].istitle() else sentence
+    first = sentence.split()[0]
+    return sentence[0].lower() + sentence[1:] if first == first.capitalize() else sentence
 
 
 def options(layer: type[OutputLayer]) -> str:
@@ -77,7 +78,7 @@ def cost(layer: type[OutputLayer]) -> str:
     """Return the number of operations from the docstring's paragraph on cost."""
     paragraph = paragraph_of(layer, "Costs? per token[^:]*:")
     formula = re.search(r"``(.+?)`` FLOPs", paragraph)
-    return f"{formula[1]} FLOPs" if formula else re.split(r"[;.] ", paragraph)[0].rstrip(".").replace("``", "`")
+    return f"`{formula[1]}` FLOPs" if formula else re.split(r"[;.] ", paragraph)[0].rstrip(".").replace("``", "`")
 
 
 def sources(layer: type[OutputLayer]) -> str:
@@ -86,7 +87,7 @@ def sources(layer: type[OutputLayer]) -> str:
     return "; ".join(dict.fromkeys(f"{shortened(authors)} {year}" for authors, year in found))
 
 
-NAME = r"(?:d[eu] )?[A-Z][\w'-]+"
+NAME = r"(?:d[eu] |Gemma )?[A-Z][\w'-]+"
 
 
 def references(layer: type[OutputLayer]) -> str:

@@ -24,6 +24,16 @@ def literal(case: Case, option: str) -> bool:
     return bool(list(catalogue.names_in(hints[option])))
 
 
+def test_the_readme_says_what_the_layers_say():
+    """Rows may be missing until ``make catalogue``, so that a new layer is two files; none may be wrong."""
+    listed = catalogue.README.read_text("utf-8").partition(catalogue.BEGIN)[2].partition(catalogue.END)[0]
+    assert listed.startswith(catalogue.HEADER)
+    rows = listed.removeprefix(catalogue.HEADER).splitlines(keepends=True)
+    assert len(rows) >= 5
+    for row in rows:
+        assert row in catalogue.table()
+
+
 def test_a_surrogate_is_called_one():
     for case in YAMLS:
         layer = get_class(OmegaConf.load(catalogue.CONFIGS / "output" / f"{case.name}.yaml")["_target_"])
