@@ -19,14 +19,20 @@ the table. On CUDA, coalescing needs the number of unique rows on the host; noth
 In a step that touches every row the result is that of the dense step. SGD without momentum and Adagrad give the dense
 result in every step (without weight decay); for Adam and for momentum the rows that a step does not touch differ.
 
-State is allocated and written once, with the shape of the parameter, at the first step that has a gradient for it: the
-first step is slower than the others, and memory grows there and never again.
+State is allocated and written once, at the first step that has a gradient for it: the first step is slower than the
+others, and memory grows there and never again. It has the shape of the parameter; the squares of Adagrad and Adam may
+instead have one number per row (``accumulator="row"``, ``second_moment="row"``), the mean over it: next to nothing for
+a table, at a rate shared by the row. Running out of memory there leaves parameters and state as they were.
+
+State is float32 at least. Parameters in bfloat16 or float16 are updated in float32 and rounded once, but what is
+smaller than their last digit is lost: with autocast the parameters themselves stay in float32, which is better.
 """
 
+import itertools
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
@@ -35,7 +41,7 @@ from torch.optim.adagrad import adagrad
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
-from lvsoftmax.ops.row_update import adagrad_rows, adam_rows, subtract_rows
+from lvsoftmax.ops.row_update import adagrad_rows, adam_rows, sgd_rows
 
 
 class _RowSparseOptimizer(Optimizer):
@@ -53,19 +59,36 @@ class _RowSparseOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        # What needs memory comes before the first change.
+        parameters = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        started = {p: self._start(group, p) for p, group in parameters if p not in self.state}
+        sparse = {p: _rows(p.grad) for p, _ in parameters if p.grad.is_sparse}
+        dense = {p for p, _ in parameters if not p.grad.is_sparse}
+        self.state.update(started)
         for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            for parameter in parameters:
-                if parameter not in self.state:
-                    self.state[parameter] = self._start(group, parameter)
-            dense = [p for p in parameters if not p.grad.is_sparse]
-            if dense:
-                self._update(group, dense, [p.grad for p in dense], [self.state[p] for p in dense])
-            for parameter in parameters:
-                if parameter.grad.is_sparse:
-                    rows, values = _rows(parameter.grad)
-                    self._update_rows(group, parameter, rows, values, self.state[parameter])
+            fused = [p for p in group["params"] if p in dense and self._fuses(group, p)]
+            if fused:
+                self._update(group, fused, [p.grad for p in fused], [self.state[p] for p in fused])
+            for parameter in group["params"]:
+                if parameter in sparse:
+                    self._update_rows(group, parameter, *sparse[parameter], self.state[parameter])
+                elif parameter in dense and not self._fuses(group, parameter):
+                    self._update_rows(group, parameter, None, parameter.grad, self.state[parameter])
         return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a state that ``state_dict`` returned; torch would round it to the parameters' precision."""
+        super().load_state_dict(state_dict)
+        saved = itertools.chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        own = itertools.chain.from_iterable(group["params"] for group in self.param_groups)
+        for index, parameter in zip(saved, own, strict=True):
+            for name, value in state_dict["state"].get(index, {}).items():
+                if self.state[parameter][name].dtype != value.dtype:
+                    self.state[parameter][name] = value.to(parameter.device, copy=True)
+
+    def _fuses(self, group: dict[str, Any], parameter: Tensor) -> bool:
+        """Return whether torch's fused kernels know the update of this parameter's dense gradient."""
+        return parameter.dtype in (torch.float32, torch.float64)
 
     @abstractmethod
     def _start(self, group: dict[str, Any], parameter: Tensor) -> dict[str, Tensor]: ...
@@ -77,7 +100,7 @@ class _RowSparseOptimizer(Optimizer):
 
     @abstractmethod
     def _update_rows(
-        self, group: dict[str, Any], parameter: Tensor, rows: Tensor, gradient: Tensor, state: dict[str, Tensor]
+        self, group: dict[str, Any], parameter: Tensor, rows: Tensor | None, gradient: Tensor, state: dict[str, Tensor]
     ) -> None: ...
 
 
@@ -104,7 +127,7 @@ class SGD(_RowSparseOptimizer):
         super().__init__(params, lr, weight_decay, momentum=momentum)
 
     def _start(self, group, parameter):
-        return {"momentum": torch.zeros_like(parameter)} if group["momentum"] else {}
+        return {"momentum": _zeros(parameter)} if group["momentum"] else {}
 
     def _update(self, group, parameters, gradients, states):
         sgd(
@@ -121,12 +144,15 @@ class SGD(_RowSparseOptimizer):
         )
 
     def _update_rows(self, group, parameter, rows, gradient, state):
-        if group["weight_decay"]:
-            gradient = gradient.add(parameter.index_select(0, rows), alpha=group["weight_decay"])
-        if group["momentum"]:
-            gradient = state["momentum"].index_select(0, rows).mul_(group["momentum"]).add_(gradient)
-            state["momentum"].index_copy_(0, rows, gradient)
-        subtract_rows(parameter, rows, gradient, group["lr"])
+        sgd_rows(
+            parameter,
+            state.get("momentum"),
+            rows,
+            gradient,
+            lr=group["lr"],
+            momentum=group["momentum"],
+            decay=group["weight_decay"],
+        )
 
 
 @final
@@ -137,9 +163,13 @@ class Adagrad(_RowSparseOptimizer):
     ``epsilon``). The paper has no weight decay; here it is an L2 penalty added to ``g``. On dense gradients this is
     ``torch.optim.Adagrad``.
 
+    With ``accumulator="row"`` a row of D elements shares ``s <- s + sum(g^2) / D``: Lerer et al. 2019,
+    PyTorch-BigGraph: A Large-scale Graph Embedding System, where a vector's accumulated gradient is one number.
+
     Args:
         params: parameters or groups of them.
         lr: learning rate, a number or a tensor of no dimension.
+        accumulator: what has an ``s`` of its own, each ``element`` or each ``row`` (an index of dimension 0).
         initial_accumulator: where ``s`` starts.
         epsilon: added to the root.
         weight_decay: L2 penalty; touched rows only where the gradient is row-sparse.
@@ -153,16 +183,22 @@ class Adagrad(_RowSparseOptimizer):
         params: Iterable[Any],
         lr: float | Tensor,
         *,
+        accumulator: Literal["element", "row"] = "element",
         initial_accumulator: float = 0.0,
         epsilon: float = 1e-10,
         weight_decay: float = 0.0,
     ) -> None:
         _check(initial_accumulator >= 0, f"initial_accumulator={initial_accumulator}: must not be negative")
         _check(epsilon >= 0, f"epsilon={epsilon}: must not be negative")
-        super().__init__(params, lr, weight_decay, initial_accumulator=initial_accumulator, epsilon=epsilon)
+        _check_size("accumulator", accumulator)
+        defaults = {"accumulator": accumulator, "initial_accumulator": initial_accumulator, "epsilon": epsilon}
+        super().__init__(params, lr, weight_decay, **defaults)
 
     def _start(self, group, parameter):
-        return {"sum": torch.full_like(parameter, group["initial_accumulator"])}
+        return {"sum": _zeros(parameter, group["accumulator"]).fill_(group["initial_accumulator"])}
+
+    def _fuses(self, group, parameter):
+        return super()._fuses(group, parameter) and not _by_row(parameter, group["accumulator"])
 
     def _update(self, group, parameters, gradients, states):
         adagrad(
@@ -201,10 +237,14 @@ class Adam(_RowSparseOptimizer):
     On dense gradients this is ``torch.optim.AdamW``. Row-sparse gradients follow the lazy rules at the top of this
     module, as ``torch.optim.SparseAdam`` does: a word that comes back after a long absence has its old moments.
 
+    With ``second_moment="row"`` a row of D elements shares ``v <- b2 v + (1 - b2) sum(g^2) / D``, as in Zhang et al.
+    2024, Adam-mini: Use Fewer Learning Rates To Gain More, for tables with a row per word.
+
     Args:
         params: parameters or groups of them.
         lr: learning rate, a number or a tensor of no dimension.
         betas: decay of the two moments.
+        second_moment: what has a ``v`` of its own, each ``element`` or each ``row`` (an index of dimension 0).
         epsilon: added to the root.
         weight_decay: share of the learning rate; touched rows only where the gradient is row-sparse.
 
@@ -218,20 +258,26 @@ class Adam(_RowSparseOptimizer):
         lr: float | Tensor,
         *,
         betas: Sequence[float] = (0.9, 0.999),
+        second_moment: Literal["element", "row"] = "element",
         epsilon: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
         _check(len(betas) == 2 and all(0 <= b < 1 for b in betas), f"betas={betas}: must be two numbers in [0, 1)")
         _check(epsilon >= 0, f"epsilon={epsilon}: must not be negative")
+        _check_size("second_moment", second_moment)
         # The key `fused` makes load_state_dict put the step counter where the fused kernel wants it.
-        super().__init__(params, lr, weight_decay, betas=tuple(betas), epsilon=epsilon, fused=True)
+        defaults = {"betas": tuple(betas), "second_moment": second_moment, "epsilon": epsilon, "fused": True}
+        super().__init__(params, lr, weight_decay, **defaults)
 
     def _start(self, group, parameter):
         return {
             "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-            "first": torch.zeros_like(parameter),
-            "second": torch.zeros_like(parameter),
+            "first": _zeros(parameter),
+            "second": _zeros(parameter, group["second_moment"]),
         }
+
+    def _fuses(self, group, parameter):
+        return super()._fuses(group, parameter) and not _by_row(parameter, group["second_moment"])
 
     def _update(self, group, parameters, gradients, states):
         adam(
@@ -255,7 +301,7 @@ class Adam(_RowSparseOptimizer):
     def _update_rows(self, group, parameter, rows, gradient, state):
         beta1, beta2 = group["betas"]
         # A tensor on the parameter's device, so that nothing waits for it; float64, where 1 - b2^t keeps its digits.
-        step = state["step"].add_(1).double()
+        step = state["step"].double() + 1
         adam_rows(
             parameter,
             state["first"],
@@ -268,6 +314,7 @@ class Adam(_RowSparseOptimizer):
             epsilon=group["epsilon"],
             decay=group["weight_decay"],
         )
+        state["step"] += 1
 
 
 @torch.no_grad()
@@ -321,3 +368,20 @@ def _rows(gradient: Tensor) -> tuple[Tensor, Tensor]:
 def _check(condition: bool | Tensor, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+def _by_row(parameter: Tensor, size: str) -> bool:
+    """Return whether state of one number per row is smaller than the parameter."""
+    return size == "row" and parameter.ndim > 1
+
+
+def _zeros(parameter: Tensor, size: str = "element") -> Tensor:
+    """Return zeros in the precision of sums, of the parameter's shape or with one number per row."""
+    dtype = torch.promote_types(parameter.dtype, torch.float32)
+    if _by_row(parameter, size):
+        return parameter.new_zeros(len(parameter), *(1 for _ in parameter.shape[1:]), dtype=dtype)
+    return torch.zeros_like(parameter, dtype=dtype)
+
+
+def _check_size(name: str, size: str) -> None:
+    _check(size in ("element", "row"), f"{name}={size!r}: choose element or row")

@@ -36,15 +36,26 @@ def adam(module, tensors, decay=0.0):
     )  # fmt: skip
 
 
+def with_squares_by_row(update, tensors):
+    """The same problem, its state of squares with one number per row."""
+    place = 1 if update is adagrad else 2
+    squares = tensors[place]
+    tensors[place] = squares.reshape(len(squares), -1)[:, 0].reshape(-1, *[1] * (squares.ndim - 1)).contiguous()
+
+
 @needs_kernel
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("decay", [0.0, 0.3])
+@pytest.mark.parametrize("size", ["element", "row"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("update", [adagrad, adam])
-def test_the_kernel_is_as_exact_as_plain_pytorch(update, shape, decay, threads):
+def test_the_kernel_is_as_exact_as_plain_pytorch(update, shape, size, decay, threads):
     torch.set_num_threads(threads)
-    found, plain, truth = (problem(*shape) for _ in range(3))
+    found, plain, truth = (list(problem(*shape)) for _ in range(3))
     truth = [x.double() if x.is_floating_point() else x for x in truth]
+    for tensors in (found, plain, truth):
+        if size == "row":
+            with_squares_by_row(update, tensors)
     start = [x.clone() for x in found]
     update(row_update, found, decay)
     update(reference, plain, decay)
@@ -89,3 +100,23 @@ def test_a_rate_may_be_a_tensor():
     for tensors, rate in ((found, torch.tensor(0.1)), (plain, 0.1)):
         adagrad_rows(*tensors[:2], *tensors[3:], lr=rate, epsilon=1e-10, decay=0.0)
     torch.testing.assert_close(found[0], plain[0])
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+@pytest.mark.parametrize("size", ["element", "row"])
+@pytest.mark.parametrize("update", [adagrad, adam])
+def test_all_rows_are_those_of_a_list_of_all(update, size, kernel, monkeypatch):
+    """By blocks of a few rows where plain PyTorch serves."""
+    monkeypatch.setattr(row_update, "BLOCK", 40)
+    if not kernel:
+        monkeypatch.setitem(row_update.BACKENDS.obstacles, "cpp", lambda device: "there is no C++ compiler")
+    found, plain = list(problem(23, 23, (7,))), list(problem(23, 23, (7,)))
+    for tensors in (found, plain):
+        tensors[3] = torch.arange(23)
+        if size == "row":
+            with_squares_by_row(update, tensors)
+    found[3] = None
+    update(row_update, found, 0.1)
+    update(reference, plain, 0.1)
+    for own, theirs in zip(found[:3], plain[:3], strict=True):
+        torch.testing.assert_close(own, theirs)

@@ -17,11 +17,14 @@ from lvsoftmax.ops.numerics import softplus
 
 LIBRARY = CppLibrary(Path(__file__).with_name("kernel.cpp"))
 
-KEPT = 176 * 2**20
+KEPT = 184 * 2**20
 """Bytes of exponentials that the gradients may find again; see README.md, Blocks."""
 
 TOKENS = 512
 """Tokens of a block at most: their hidden vectors, and what is made of them, stay in the second-level cache."""
+
+WHOLE = 32
+"""Tokens whose sums fill a row of registers; the kernel rounds a block up to them."""
 
 FEWEST = 128
 """Tokens of a block below which reading and writing the table costs more than computing the exponentials again."""
@@ -182,7 +185,7 @@ def _room(hidden: Tensor, weight: Tensor, needed: Sequence[bool]) -> list[Tensor
 
 def _block(tokens: int, vocab: int, entry: int, differentiates: bool) -> tuple[int, bool]:
     """Return the tokens of a block, and whether its exponentials are kept for the gradients."""
-    kept = KEPT // (entry * vocab)
+    kept = KEPT // (entry * vocab) // WHOLE * WHOLE
     keeps = differentiates and kept >= min(tokens, FEWEST)
     most = min(TOKENS, kept) if keeps else TOKENS
     count = -(-tokens // most)

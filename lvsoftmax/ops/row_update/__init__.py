@@ -1,10 +1,13 @@
-"""Updates of some rows of a table: a step's rows among a million.
+"""Updates of some rows of a table: a step's rows among a million, or all of them.
 
 The kernel reads and writes each row once, on the CPU in float32; plain PyTorch, which serves everything else and any
-machine without a C++ compiler, takes a pass over the rows, and a fresh array of their size, for every operation.
+machine without a C++ compiler, takes a pass over the rows, and a fresh array of their size, for every operation. Where
+all rows are updated (``row_U`` is None) it does so by blocks of rows, so that no array has the size of the table.
 """
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,32 +15,56 @@ from torch.autograd.graph import increment_version
 
 from lvsoftmax.ops.backends import Backends, CppLibrary
 from lvsoftmax.ops.row_update import reference
-from lvsoftmax.ops.row_update.reference import subtract_rows
 
-__all__ = ["BACKENDS", "adagrad_rows", "adam_rows", "subtract_rows"]
+__all__ = ["BACKENDS", "adagrad_rows", "adam_rows", "sgd_rows"]
 
 LIBRARY = CppLibrary(Path(__file__).with_name("kernel.cpp"))
 BACKENDS = Backends(cpp=LIBRARY.obstacle)
 
+BLOCK = 2**18
+"""Numbers of a block of rows."""
+
+
+def sgd_rows(
+    table: Tensor,
+    velocity: Tensor | None,
+    row_U: Tensor | None,
+    gradient: Tensor,
+    *,
+    lr: float | Tensor,
+    momentum: float,
+    decay: float,
+) -> None:
+    """Update as :func:`reference.sgd_rows` does."""
+    numbers = {"lr": lr, "momentum": momentum, "decay": decay}
+    _plainly(reference.sgd_rows, table, (velocity,), row_U, gradient, numbers)
+
 
 def adagrad_rows(
-    table: Tensor, sum: Tensor, row_U: Tensor, gradient: Tensor, *, lr: float | Tensor, epsilon: float, decay: float
+    table: Tensor,
+    sum: Tensor,
+    row_U: Tensor | None,
+    gradient: Tensor,
+    *,
+    lr: float | Tensor,
+    epsilon: float,
+    decay: float,
 ) -> None:
     """Update as :func:`reference.adagrad_rows` does."""
     if not _kernel_serves(table, sum, gradient):
-        reference.adagrad_rows(table, sum, row_U, gradient, lr=lr, epsilon=epsilon, decay=decay)
+        numbers = {"lr": lr, "epsilon": epsilon, "decay": decay}
+        _plainly(reference.adagrad_rows, table, (sum,), row_U, gradient, numbers)
         return
-    numbers = (float(lr), float(epsilon), float(decay))
     increment_version((table, sum))
-    LIBRARY.call("adagrad_rows", table, sum, row_U, gradient.contiguous(), *_sizes(row_U, gradient), *numbers,
-                 torch.get_num_threads())  # fmt: skip
+    LIBRARY.call("adagrad_rows", table, sum, row_U, gradient.contiguous(), *_sizes(table, gradient, sum), float(lr),
+                 float(epsilon), float(decay), torch.get_num_threads())  # fmt: skip
 
 
 def adam_rows(
     table: Tensor,
     first: Tensor,
     second: Tensor,
-    row_U: Tensor,
+    row_U: Tensor | None,
     gradient: Tensor,
     *,
     lr: float | Tensor,
@@ -48,13 +75,13 @@ def adam_rows(
 ) -> None:
     """Update as :func:`reference.adam_rows` does."""
     if not _kernel_serves(table, first, second, gradient):
-        reference.adam_rows(table, first, second, row_U, gradient, lr=lr, betas=betas, corrections=corrections,
-                            epsilon=epsilon, decay=decay)  # fmt: skip
+        numbers = {"lr": lr, "betas": betas, "corrections": corrections, "epsilon": epsilon, "decay": decay}
+        _plainly(reference.adam_rows, table, (first, second), row_U, gradient, numbers)
         return
     numbers = map(float, (lr, *betas, *corrections, epsilon, decay))
     increment_version((table, first, second))
-    LIBRARY.call("adam_rows", table, first, second, row_U, gradient.contiguous(), *_sizes(row_U, gradient), *numbers,
-                 torch.get_num_threads())  # fmt: skip
+    LIBRARY.call("adam_rows", table, first, second, row_U, gradient.contiguous(), *_sizes(table, gradient, second),
+                 *numbers, torch.get_num_threads())  # fmt: skip
 
 
 def _kernel_serves(*tensors: Tensor) -> bool:
@@ -66,5 +93,27 @@ def _kernel_serves(*tensors: Tensor) -> bool:
     )
 
 
-def _sizes(row_U: Tensor, gradient: Tensor) -> tuple[int, int]:
-    return len(row_U), gradient[:1].numel() if len(row_U) else 1
+def _sizes(table: Tensor, gradient: Tensor, squares: Tensor) -> tuple[int, int, int]:
+    """Return the rows, the numbers in each, and whether the state of squares has one number per row."""
+    width = table[0].numel()
+    return len(gradient), width, squares[0].numel() < width
+
+
+def _plainly(
+    update: Callable[..., None],
+    table: Tensor,
+    states: tuple[Tensor | None, ...],
+    row_U: Tensor | None,
+    gradient: Tensor,
+    numbers: dict[str, Any],
+) -> None:
+    if row_U is not None:
+        update(table, *states, row_U, gradient, **numbers)
+        return
+    rows = max(BLOCK // max(table[:1].numel(), 1), 1)
+    every = torch.arange(rows, device=table.device)
+    for start in range(0, len(table), rows):
+        block = slice(start, start + rows)
+        part = gradient[block]
+        own = [None if state is None else state[block] for state in states]
+        update(table[block], *own, every[: len(part)], part, **numbers)
