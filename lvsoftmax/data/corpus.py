@@ -27,7 +27,6 @@ from typing import Any, final
 import numpy as np
 from jaxtyping import Int32
 
-from lvsoftmax.data.statistics import STATISTICS
 from lvsoftmax.data.vocabulary import EOS, Interner, Vocabulary, rank
 
 SPLITS = ("train", "valid", "test")
@@ -78,6 +77,8 @@ class Corpus:
 
     def statistic(self, name: str) -> np.ndarray:
         """Return a statistic of the training text (see :mod:`lvsoftmax.data.statistics`), computed once and kept."""
+        from lvsoftmax.data.statistics import STATISTICS  # with torch, which reading a text does without
+
         file = None if self.folder is None else self.folder / f"{name}-{_STATISTICS_FORMAT}.npy"
         if file is not None and file.is_file():
             return np.load(file)
