@@ -175,6 +175,11 @@ def infrequent_normalization_objective(logits, target, selected, strength, penal
     return np.array(values)
 
 
+def target_sampling(layer, hidden: np.ndarray) -> np.ndarray:
+    """Jean et al. 2015, equation 6, over the whole vocabulary: candidates matter in training only."""
+    return log_softmax(dense_logits(layer, hidden))
+
+
 def black_out(layer, hidden: np.ndarray) -> np.ndarray:
     """Ji et al. 2016, equation 1: training's weighted softmax over few words stands for this one."""
     return log_softmax(dense_logits(layer, hidden))
@@ -272,4 +277,13 @@ def one_versus_each_objective(target, ids, target_logit, logit, log_expected) ->
             if drawn != word
         ]
         values.append(-sum(terms))
+    return np.array(values)
+
+
+def target_sampling_objective(logits, target, candidates) -> np.ndarray:
+    """Jean et al. 2015, section 3.1: the softmax over the target vocabulary of a partition of the text."""
+    values = []
+    for token, word in enumerate(target):
+        assert word in candidates
+        values.append(-logits[token, word] + np.log(sum(np.exp(logits[token, w]) for w in candidates)))
     return np.array(values)

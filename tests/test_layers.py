@@ -120,7 +120,7 @@ def test_state_dict_defines_the_distribution(case):
     saved, other = randomise(case.build(seed=0)), case.build(seed=1)
     batch = Batch.of(saved, dtype=torch.float32)
     saved.refresh()
-    saved.observe(batch.target)
+    saved.observe(batch.previous)  # other words than those of the draws below
     other.load_state_dict(saved.state_dict())
     assert torch.equal(other.log_prob(batch.hidden), saved.log_prob(batch.hidden))
     other.load_generator_state(saved.generator_state() or {"cpu": saved.generator(torch.device("cpu")).get_state()})

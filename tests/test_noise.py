@@ -212,6 +212,15 @@ def test_more_distinct_draws_than_words_are_an_error():
         DistinctNoise(COUNTS, "unigram", 1.0, 8)
 
 
+def test_words_fill_up_a_set_in_their_order():
+    member = torch.tensor([False, True, False, False, True, False, False])
+    assert ops.fill_up(member, torch.tensor([5, 1, 3, 0])).tolist() == [1, 3, 4, 5]
+    assert ops.fill_up(member, torch.tensor([4, 0, 1])).tolist() == [0, 1, 4]
+    assert ops.fill_up(member, torch.tensor([0])).tolist() == [1, 4]
+    assert ops.fill_up(member, torch.arange(7)).tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert member.sum() == 2
+
+
 # -- as a part of a layer ---------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""BlackOut: a softmax over the target and drawn words that also learns what the drawn words are not."""
+"""A softmax over the target and drawn words that also learns what the drawn words are not."""
 
 from typing import get_args
 

@@ -1,4 +1,4 @@
-"""Negative sampling: noise-contrastive estimation without the correction, made up for where it is evaluated."""
+"""Logistic decisions between words of the text and drawn ones by plain scores, corrected where it is evaluated."""
 
 from typing import Literal
 

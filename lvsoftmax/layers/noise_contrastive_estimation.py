@@ -1,4 +1,4 @@
-"""Noise-contrastive estimation: telling words of the text from drawn ones."""
+"""Logistic decisions between words of the text and drawn ones, from which a normalised model results."""
 
 import math
 from typing import Literal

@@ -1,4 +1,4 @@
-"""One-versus-each: a bound on the softmax made of pairwise comparisons with the target."""
+"""A bound on the softmax made of pairwise comparisons with the target."""
 
 import functools
 

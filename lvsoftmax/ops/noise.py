@@ -228,6 +228,18 @@ def draw_distinct(reached_V: Tensor, shape: Sequence[int], generator: torch.Gene
     return torch.searchsorted(reached_V, (edge_K + torch.where(state_K, drawn_K, open_K)) % circle, right=True)
 
 
+def fill_up(member_V: Tensor, ids_K: Tensor) -> Tensor:
+    """Return the ids of the members, and of the first other ones among ``ids`` as many as bring them to K, in order.
+
+    Args:
+        member_V: which words are members.
+        ids_K: different words, in the order of preference.
+    """
+    inside_K = member_V[ids_K]
+    taken_K = (~inside_K).cumsum(0) <= len(ids_K) - member_V.sum()
+    return member_V.index_put((ids_K,), inside_K | taken_K).nonzero().squeeze(1)
+
+
 def log_inclusion_probability(mass_V: Tensor, ids: Tensor) -> Tensor:
     """Return the log probability that each of ``ids`` is among the distinct draws of these masses."""
     return (mass_V[ids].float() / DRAW).log()
