@@ -1,5 +1,6 @@
 """Time and memory: side by side in one process, and one by one in fresh ones."""
 
+import contextlib
 import dataclasses
 import gc
 import multiprocessing
@@ -104,6 +105,7 @@ def race(
     start = time.perf_counter()
     collected = gc.isenabled()
     gc.disable()
+    gc.freeze()  # what was there before the race is not looked through in every round
     try:
         for number in range(rounds + 1):
             if number > FEWEST_ROUNDS and time.perf_counter() - start > budget:
@@ -121,6 +123,7 @@ def race(
                     found[key].append(statistics.median(turn))
                 advance()
     finally:
+        gc.unfreeze()
         if collected:
             gc.enable()
     return {key: Times(tuple(times)) for key, times in found.items()}
@@ -201,14 +204,16 @@ def _child(pipe: Connection, contestant: Contestant, cell: Cell, modes: Sequence
     try:
         if allowed is not None:
             _limit_memory(allowed)
-        pipe.send(_measure(contestant, cell, modes))
+        answer: Any = _measure(contestant, cell, modes)
     except Unavailable as reason:
-        pipe.send(str(reason))
+        answer = str(reason)
     except Exception as error:
         if allowed is not None and ("memory" in str(error) or isinstance(error, MemoryError)):
-            pipe.send(f"takes more than {allowed / 2**30:.1f} GiB")
+            answer = f"takes more than {allowed / 2**30:.1f} GiB"
         else:
-            pipe.send(f"fails: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+            answer = f"fails: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    with contextlib.suppress(BrokenPipeError):  # nobody is waiting any more
+        pipe.send(answer)
 
 
 def _limit_memory(allowed: int) -> None:
