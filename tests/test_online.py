@@ -27,9 +27,10 @@ def pieces(*sizes, spread=1.0):
     return [spread * torch.randn(3, size, dtype=torch.float64) for size in sizes]
 
 
+@pytest.mark.parametrize("shift", [0.0, 2e6])
 @pytest.mark.parametrize("spread", [1.0, 300.0, 1e6])
-def test_associative_and_commutative_with_a_zero(spread):
-    a, b, c = (running(piece) for piece in pieces(4, 1, 7, spread=spread))
+def test_associative_and_commutative_with_a_zero(spread, shift):
+    a, b, c = (running(piece - shift) for piece in pieces(4, 1, 7, spread=spread))
     assert_close(merge(merge(a, b), c), merge(a, merge(b, c)), 1e-13)
     assert_close(merge(a, b), merge(b, a), 1e-15)
     zero = nothing((3,), a.total)

@@ -31,7 +31,7 @@ class Running(NamedTuple):
 
     def logsumexp(self) -> Tensor:
         """Return ``log(sum(exp(x)))`` of all numbers seen: ``-inf`` if there were none."""
-        return _finite(self.maximum) + self.total.log()
+        return self.maximum + self.total.log()
 
 
 def nothing(shape: tuple[int, ...] | torch.Size, like: Tensor) -> Running:
