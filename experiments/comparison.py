@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from experiments import wording
+from lvsoftmax import strict_json
 
 REFERENCE = "full_softmax"
 """The output layer that the others are measured against."""
@@ -77,6 +78,11 @@ class Run:
             known["unigram perplexity"] = round(self.result["test"]["unigram_perplexity"], 3)
         return known
 
+    @property
+    def lacks_words(self) -> bool:
+        """Whether the text has words to which the model gives the probability zero, and so infinite perplexity."""
+        return bool(self.result) and self.result["test"].get("coverage", 1.0) < 1
+
     def record(self) -> dict[str, Any]:
         """Return the run as one unrounded line of a table; None for what a diverged run has not."""
         result, last = self.result, self.diverged
@@ -84,6 +90,8 @@ class Run:
         for part in ("valid", "test"):
             for name in ("perplexity", "nll", "tokens", "unigram_perplexity"):
                 line[f"{part}_{name}"] = result[part][name] if result else None
+            for name in ("coverage", "epsilon_perplexity"):  # older runs have none
+                line[f"{part}_{name}"] = result[part].get(name) if result else None
         line["train_steps"] = result["train"]["steps"] if result else last["step"]
         for name in ("tokens", "seconds"):
             line[f"train_{name}"] = result["train"][name] if result else last[name]
@@ -106,16 +114,18 @@ def read(folder: Path) -> Run:
     try:
         config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)
         environment = _json(folder / "environment.json") if (folder / "environment.json").exists() else {}
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        lines = [
+            strict_json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
         diverged = lines[-1] if lines and lines[-1]["kind"] == "diverged" else None
         if not diverged and not (folder / "result.json").exists():
             raise RunError(f"not finished: its last record is of step {lines[-1]['step'] if lines else 0:,}")
         result = None if diverged else _json(folder / "result.json")
-        if result and not all(math.isfinite(result[part]["perplexity"]) for part in ("valid", "test")):
+        if result and any(predicts_nothing(result[part]) for part in ("valid", "test")):
             # The loss never overflowed, as a training must to be stopped, but what came out predicts nothing.
             train, result = result["train"], None
             diverged = {"step": train["steps"], "tokens": train["tokens"], "seconds": train["seconds"]}
-        # An overflowing validation cannot be drawn.
+        # An infinite validation cannot be drawn.
         curve = tuple(line for line in lines if line["kind"] == "valid" and 0 < line["perplexity"] < math.inf)
         run = Run(folder, config, environment, curve, result, diverged)
         _check(run)
@@ -130,8 +140,14 @@ def read(folder: Path) -> Run:
     return run
 
 
+def predicts_nothing(figures: dict[str, Any]) -> bool:
+    """Return whether a perplexity is none, or infinite although every word of the text has a probability."""
+    perplexity = figures["perplexity"]
+    return math.isnan(perplexity) or (math.isinf(perplexity) and figures.get("coverage", 1.0) == 1)
+
+
 def _json(file: Path) -> dict[str, Any]:
-    content = json.loads(file.read_text(encoding="utf-8"))
+    content = strict_json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise RunError(f"damaged: {file.name} holds no JSON object")
     return content
@@ -221,7 +237,7 @@ class Spread:
     @classmethod
     def of(cls, values: Iterable[float | None]) -> "Spread | None":
         """Summarise the values that are there; None when none is."""
-        present = [value for value in values if value is not None and math.isfinite(value)]
+        present = [value for value in values if value is not None and not math.isnan(value)]
         return cls(math.fsum(present) / len(present), min(present), max(present)) if present else None
 
 
@@ -294,12 +310,21 @@ class Column:
         return Spread.of(self.against(self.value(run), full[run.seed]) for run in finished if run.seed in full)
 
 
-def columns(stop: Stop | None) -> dict[str, Column]:
-    """Return the columns of the main table."""
+def columns(stop: Stop | None, *, smoothed: bool) -> dict[str, Column]:
+    """Return the columns of the main table, with what infinite perplexities are compared by where ``smoothed``."""
     found = {
         "test": Column(
             "Test perplexity", "exp of the exact mean negative log-likelihood of the test text", wording.perplexity,
             lambda run: run.result["test"]["perplexity"], best=min,
+        ),
+        "smoothed": Column(
+            "Smoothed perplexity", "the same when 1 % of all probability is shared equally by the words, so that none "
+            "has probability zero (Martins et al. 2020)", wording.perplexity,
+            lambda run: run.result["test"].get("epsilon_perplexity"), best=min,
+        ),
+        "coverage": Column(
+            "Coverage", "share of the test tokens whose probability is above zero", wording.most,
+            lambda run: run.result["test"].get("coverage"),
         ),
         "difference": Column(
             "Above full softmax", "difference in test perplexity, paired by seed", wording.percent,
@@ -336,6 +361,8 @@ def columns(stop: Stop | None) -> dict[str, Column]:
     }  # fmt: skip
     if stop is None:
         del found["at_stop"]
+    if not smoothed:
+        del found["smoothed"], found["coverage"]
     return found
 
 
@@ -382,6 +409,11 @@ class Row:
     def inline(self) -> str:
         """The label within a sentence."""
         return self.label[0].lower() + self.label[1:]
+
+    def mean(self, name: str) -> float:
+        """The mean of a cell; 0 where there is none."""
+        cell = self.cells.get(name)
+        return cell.mean if cell else 0.0
 
     @property
     def note(self) -> str:
@@ -456,14 +488,14 @@ def compare(folders: Iterable[Path], title: str) -> Comparison:
     named = dict(sorted(zip(labels, variants.values(), strict=True)))
     reference = next((label for label, variant in named.items() if variant[0].layer == REFERENCE), None)
     stop = Stop.of(runs)
-    table = columns(stop)
+    table = columns(stop, smoothed=any(run.lacks_words for run in runs))
     others = styles()
     rows = []
     for label, variant in named.items():
         style = Style("ink", "#1a1a1a", "circle", "solid") if label == reference else next(others)
         cells = {name: column.over(variant, named.get(reference, ())) for name, column in table.items()}
         rows.append(Row(label, style, tuple(variant), cells))
-    rows.sort(key=lambda row: (not row.finished, row.cells["test"].mean if row.finished else 0, row.label))
+    rows.sort(key=lambda row: (not row.finished, *(row.mean(name) for name in ("test", "smoothed")), row.label))
     full = next((row for row in rows if row.label == reference and row.finished), None)
     return Comparison(title, rows, full, table, stop, left_out)
 

@@ -67,7 +67,16 @@ def band_figure(bands: Bands) -> dict[str, Any]:
         if bands.relative
         else f"words %{{customdata}}<br>%{{y:.3f}} {what}"
     )
-    traces = [_line(row, places, losses, bands.labels, hover) for row, losses in bands.rows]
+    traces = [
+        _line(
+            row,
+            places,
+            [loss if loss is not None and math.isfinite(loss) else None for loss in losses],
+            bands.labels,
+            hover,
+        )
+        for row, losses in bands.rows
+    ]
     x_axis = AXIS | {
         "title": {"text": "rank of the word to predict, and share of the test tokens"},
         "tickvals": places,

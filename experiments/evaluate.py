@@ -1,9 +1,9 @@
 """Evaluate a run exactly on any text: ``python -m experiments.evaluate run=<folder> text=my.txt``.
 
-Prints one JSON object. Words outside the run's vocabulary count as ``<unk>``; beside the numbers stands their share.
+Prints one JSON object. Words outside the run's vocabulary count as ``<unk>``; beside the numbers stands their share. A
+finished run's temperature, fitted to its own validation text, is tried on this one.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from experiments.cli import CONFIGS, guarded, one_line_errors, resolved
 from experiments.train import find_device
+from lvsoftmax import strict_json
 from lvsoftmax.data.batches import ContiguousBatches
 from lvsoftmax.data.corpus import read_blocks
 from lvsoftmax.data.vocabulary import Vocabulary
@@ -44,9 +45,18 @@ def evaluate_run(config: dict[str, Any]) -> dict[str, Any]:
         else:
             ids = translate(ids, corpus.vocabulary, vocabulary)
     batches = ContiguousBatches(ids, config["size"], config["length"], start=vocabulary.eos, complete=True)
-    figures = evaluate(model, batches, counts=torch.from_numpy(vocabulary.counts), source=source)
+    temperature = fitted_temperature(Path(config["run"]))
+    counts = torch.from_numpy(vocabulary.counts)
+    figures = evaluate(model, batches, counts=counts, source=source, temperature=temperature)
     unknown = 0.0 if vocabulary.unk is None else float(np.mean(ids == vocabulary.unk))
     return figures | {"unknown_share": unknown}
+
+
+def fitted_temperature(folder: Path) -> float | None:
+    """Return the temperature of a finished run; None for one that has not finished, or has none."""
+    file = folder / "result.json"
+    calibrated = strict_json.loads(file.read_text("utf-8"))["valid"].get("calibrated") if file.exists() else None
+    return calibrated["temperature"] if calibrated else None
 
 
 def whole(data: dict[str, Any]) -> dict[str, Any]:
@@ -68,7 +78,7 @@ def translate(ids: np.ndarray, own: Vocabulary, other: Vocabulary) -> np.ndarray
 def main(config: DictConfig) -> None:
     """Compose the configuration, evaluate, print."""
     with one_line_errors():
-        print(json.dumps(evaluate_run(resolved(config, HydraConfig.get().runtime.choices)), indent=1))
+        print(strict_json.dumps(evaluate_run(resolved(config, HydraConfig.get().runtime.choices)), indent=1))
 
 
 if __name__ == "__main__":

@@ -82,6 +82,12 @@ def caveats(comparison: Comparison) -> list[str]:
     if len(comparison.rows) > 1 and comparison.reference is None:
         notes.append("No run of full softmax has finished: differences to it and speed-ups are missing.")
     notes += [f"{row.label}: {row.note}." for row in comparison.rows if row.note]
+    if lacking := [row for row in comparison.finished if any(run.lacks_words for run in row.runs)]:
+        layers = wording.listing([f"{row.inline} ({wording.most(1 - row.cells['coverage'].mean)})" for row in lacking])
+        notes.append(
+            f"Some of the test tokens have the probability zero in {layers}: an infinite perplexity, to be compared "
+            "by the smoothed one. Infinite losses are not drawn."
+        )
     if names := [name for name in differing(comparison.runs) if name != "optim.output_learning_rate"]:
         notes.append(f"The runs differ in more than layer and seed: {', '.join(names)}.")
     return notes

@@ -20,7 +20,7 @@ from experiments.timing import DeviceClock
 from experiments.tracking import Tracker
 from lvsoftmax.cost import peak_bytes, reset_peak
 from lvsoftmax.data.batches import ContiguousBatches
-from lvsoftmax.evaluate import evaluate
+from lvsoftmax.evaluate import evaluate, temperature_of
 from lvsoftmax.optim import clip_gradient_norm
 from lvsoftmax.runs import RunFolder, build, build_model, folder_for, given, identity, stream
 
@@ -66,20 +66,21 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
     def memory() -> int:
         return max(peak, peak_bytes(device) if step - first_step > WARM_UP else 0)
 
-    def evaluation(text: Any, tokens: int | None = None, full: bool = True) -> dict[str, Any]:
+    def pieces(text: Any, tokens: int | None = None) -> ContiguousBatches:
         size, length = config["evaluate"]["size"], config["evaluate"]["length"]
-        pieces = ContiguousBatches(text[:tokens], size, length, start=start_id, complete=True)
+        return ContiguousBatches(text[:tokens], size, length, start=start_id, complete=True)
+
+    def evaluation(text: Any, tokens: int | None = None, **options: Any) -> dict[str, Any]:
+        counts, source = torch.from_numpy(corpus.vocabulary.counts), corpus.source
         with autocast(config, device):
-            return evaluate(
-                model, pieces, counts=torch.from_numpy(corpus.vocabulary.counts), full=full, source=corpus.source
-            )
+            return evaluate(model, pieces(text, tokens), counts=counts, source=source, **options)
 
     # The run's folder: resume from the last checkpoint, or start.
     follows_budget = schedule.depends_on_budget
     run_identity = identity(config, corpus.digest, follows_budget=follows_budget)
     folder = RunFolder(folder_for(config, corpus.digest, follows_budget=follows_budget), run_identity)
     if folder.result and spent(config["budget"], **folder.result["train"]) >= 1:
-        print(f"{folder.path} is finished: test perplexity {folder.result['test']['perplexity']:.2f}")
+        print(f"{folder.path} is finished: test perplexity {perplexity(folder.result['test'])}")
         return folder.result
     folder.start(config, corpus.vocabulary, arrays, device, backend)
     torch.manual_seed(stream(config["seed"], "dropout"))
@@ -210,30 +211,34 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
             since_log = dict.fromkeys(since_log, 0)
             bar.set_postfix_str(
                 f", step {step}, loss {mean_loss:.3f}, {speed:,.0f} tokens/s"
-                + (f", valid perplexity {valid['perplexity']:.1f}" if valid else "")
+                + (f", valid perplexity {perplexity(valid)}" if valid else "")
             )
         bar.update(round(100 * min(progress_made(), 1), 1) - bar.n)
         if validate:
             peak = memory()  # of training: the measurement begins anew after the evaluation
             valid = evaluation(corpus.valid, config["evaluate"]["tokens"], full=False)
-            schedule.observe(valid["nll"])
+            # An infinite loss could not be seen to improve.
+            schedule.observe(valid["nll"] if output.full_support else math.log(valid["epsilon_perplexity"]))
             next_valid = {key: after(config["evaluate"][f"every_{key}"], value) for key, value in
                           {"tokens": tokens, "seconds": seconds}.items()}  # fmt: skip
             reset_peak(device)
-            log("valid", nll=valid["nll"], perplexity=valid["perplexity"], bands=valid["bands"])
+            log("valid", **{key: value for key, value in valid.items() if key not in ("tokens", "epsilon")})
         if not done and perf_counter() - last_save > config["checkpoint_every"]:
             save()
             last_save = perf_counter()
     save()
     bar.close()
 
-    # Finish: exact evaluation of everything, then the result, whose existence means done.
+    # Finish: exact evaluation of everything, then the result, whose existence means done. The temperature that the test
+    # is tried at comes from the validation text.
+    with autocast(config, device):
+        temperature = temperature_of(model, pieces(corpus.valid))
     sizes = {"output": count(output), "backbone": count(model.backbone), "total": count(model)}
     result = {
         "status": "finished",
         "vocabulary": len(corpus.vocabulary),
-        "valid": evaluation(corpus.valid),
-        "test": evaluation(corpus.test),
+        "valid": evaluation(corpus.valid, temperature=temperature),
+        "test": evaluation(corpus.test, temperature=temperature),
         "train": {
             "tokens": step * tokens_per_step, "seconds": seconds, "tokens_per_second": step * tokens_per_step / seconds,
             "output_share": output_seconds / seconds, "steps": step, "epochs": step / steps_per_epoch,
@@ -244,8 +249,8 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
     folder.finish(result)
     tracker.finish(result)
     print(
-        f"{folder.path}: valid perplexity {result['valid']['perplexity']:.2f}, test perplexity "
-        f"{result['test']['perplexity']:.2f}, {result['train']['tokens_per_second']:,.0f} tokens/s"
+        f"{folder.path}: valid perplexity {perplexity(result['valid'])}, test perplexity {perplexity(result['test'])}, "
+        f"{result['train']['tokens_per_second']:,.0f} tokens/s"
     )
     return result
 
@@ -295,6 +300,13 @@ def spent(budget: dict[str, Any], *, tokens: float, epochs: float, seconds: floa
     """Return the share of the budget that is used up; 1 or more ends the run."""
     used = {"tokens": tokens, "epochs": epochs, "seconds": seconds}
     return max(used[key] / limit for key, limit in budget.items() if limit is not None)
+
+
+def perplexity(figures: dict[str, Any]) -> str:
+    """Return a text's perplexity for people; where it is infinite, with what it is when smoothed."""
+    if not math.isinf(figures["perplexity"]):
+        return f"{figures['perplexity']:.2f}"
+    return f"infinite (smoothed {figures.get('epsilon_perplexity', math.inf):.2f})"
 
 
 def due(limits: dict[str, float | None], **values: float) -> bool:

@@ -2,20 +2,43 @@
 
 import math
 
+INFINITY = "∞"
+
 
 def perplexity(value: float) -> str:
     """About four figures."""
+    if math.isinf(value):
+        return INFINITY
     return f"{value:,.1f}" if value < 1000 else f"{value:,.0f}" if value < 1e7 else f"{value:.1e}"
 
 
 def percent(value: float) -> str:
     """A relative difference."""
+    if math.isinf(value):
+        return INFINITY
     return f"{100 * value:+.1f}\u00a0%".replace("-", "−")
 
 
 def share(value: float) -> str:
     """A part of a whole."""
     return f"{100 * value:.0f}\u00a0%"
+
+
+def most(value: float) -> str:
+    """A part that is nearly the whole; only the whole is 100 %."""
+    return f"{math.floor(10_000 * value) / 100:.2f}\u00a0%" if value < 1 else "100\u00a0%"
+
+
+def sortable(value: float | None) -> str:
+    """What a table's column is sorted by, as a script reads numbers."""
+    return "" if value is None else "Infinity" if math.isinf(value) else str(value)
+
+
+def nats(value: float, *, relative: bool) -> str:
+    """A loss, or a difference of losses."""
+    if math.isinf(value):
+        return INFINITY
+    return f"{value:+.3f}".replace("-", "−") if relative else f"{value:.3f}"
 
 
 def times(value: float) -> str:

@@ -8,16 +8,21 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
+from lvsoftmax.calibration import calibration_error, fit_temperature, log_power_sum, token_blocks
 from lvsoftmax.data.batches import ContiguousBatches
 from lvsoftmax.layer import OutputLayer, unigram_log_prob
 
 TOP = (1, 5, 10)
 """How many of the most probable words count as a prediction."""
 
-_ENTRIES = 2**25  # of one [tokens, vocab] block of log-probabilities: 128 MiB in float32
+SMOOTHING = 0.01
+"""Share of the uniform distribution in what the epsilon-perplexity is that of: ``epsilon = 0.01 / V``."""
+
+FIT_TOKENS = 5000
+"""How much held-out text a temperature is fitted to: enough for an error of about 1 %, 1e-4 nats."""
 
 
 @runtime_checkable
@@ -51,6 +56,7 @@ def evaluate(
     *,
     counts: Shaped[Tensor, "vocab"],
     full: bool = True,
+    temperature: float | None = None,
     source: Source | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> dict[str, Any]:
@@ -60,64 +66,108 @@ def evaluate(
     computes in the precision of the surrounding ``torch.autocast``; sums over tokens run in float64 and are divided
     once, by the number of tokens. Tokens of weight 0 are padding and left out.
 
-    Cost per token: one ``nll``; when ``full``, one ``topk`` and one ``log_partition`` more. Memory: blocks of 2**25
-    entries of ``[tokens, vocab]``, whatever the batch and the vocabulary, and 40 bytes per token of the text.
+    Cost per token: one ``nll``, or one ``log_prob_and_partition`` when ``full`` (and the ``nll`` under autocast, where
+    it rounds less). Memory: blocks of 2**22 entries of ``[tokens, vocab]``, or of 32 tokens where that is more, and 60
+    bytes per token of the text.
 
     Args:
         model: what to evaluate.
         batches: every token of the text once; rows of a batch continue those of the one before.
         counts: ``[vocab]`` training frequencies, for the perplexity of the unigram distribution.
-        full: False leaves ``nll``, ``tokens``, ``perplexity`` and ``bands`` only.
+        full: False leaves the figures up to ``bands``.
+        temperature: one that was fitted on other text, to be tried on this.
         source: where the text came from, when that is known.
         progress: called with the number of tokens of each batch once it is measured.
 
     Returns:
-        Numbers that can be written as JSON, nats per token unless another unit is named:
+        Numbers, nats per token unless another unit is named; infinite where a target has probability zero:
 
         * ``nll``, ``tokens``, ``perplexity = exp(nll)``,
+        * ``coverage``: the share of targets of a probability above zero; 1 for every layer with full support,
+        * ``epsilon``, and ``epsilon_perplexity``: see :func:`epsilon_perplexity`,
         * ``bands``: see :func:`band_losses`,
         * ``unigram_perplexity``: of the same tokens under :func:`lvsoftmax.layer.unigram_log_prob`,
-        * ``accuracy``: for "1", "5", "10", the share of targets among that many most probable words,
-        * ``calibration_error``: see :func:`calibration_error`,
+        * ``accuracy``: for "1", "5", "10", the share of targets among that many most probable words; of equally
+          probable words the more frequent comes first,
+        * ``calibration_error``: see :func:`lvsoftmax.calibration.calibration_error`,
+        * ``calibrated``: ``temperature``, and ``nll``, ``perplexity`` and ``calibration_error`` at this temperature;
+          None without one,
+        * ``sparsemax_score``: mean of ``p(target) + (1 - sum_w p(w)^2) / 2``, between 0 and 1 and the higher, the
+          better: Martins, Marinho & Martins 2020, Sparse Text Generation, section 4,
+        * ``support_size``: mean number of words of a probability above zero,
         * ``log_partition``: its ``mean`` and ``variance`` over tokens, None where the layer has none,
         * ``source_nll`` and ``excess = nll - source_nll``, None without a source.
     """
-    device = next(model.output.parameters(), counts).device
     columns: dict[str, list[Tensor]] = defaultdict(list)
-    state = None
-    with _evaluation_mode(model):
-        for batch in batches:
-            hidden, state = model.hidden(batch.input.to(device), state)
-            real = slice(None) if batch.weight is None else batch.weight.flatten() != 0
-            previous, target = batch.input.flatten()[real], batch.target.flatten()[real]
-            columns["previous"].append(previous)
-            columns["target"].append(target)
-            for name, values in _scores(model.output, hidden[real], target.to(device), full):
-                columns[name].append(values.cpu())
-            if progress is not None:
-                progress(len(target))
+    for hidden, previous, target in _read(model, batches):
+        columns["previous"].append(previous.cpu())
+        columns["target"].append(target.cpu())
+        for name, values in _scores(model.output, hidden, target, full, temperature):
+            columns[name].append(values.cpu())
+        if progress is not None:
+            progress(len(target))
     text = {name: torch.cat(parts).numpy() for name, parts in columns.items()}
     nll = _mean(text["nll"])
     result = {
         "nll": nll,
         "tokens": len(text["target"]),
         "perplexity": _perplexity(nll),
+        "coverage": _mean(text["nll"] != math.inf),
+        "epsilon": SMOOTHING / len(counts),
+        "epsilon_perplexity": epsilon_perplexity(text["nll"], len(counts)),
         "bands": band_losses(text["nll"], text["target"], len(counts)),
     }
     if not full:
         return result
-    log_partition = text.get("log_partition")
+    correct, log_partition = text["place"] == 0, text.get("log_partition")
     source_nll = None if source is None else _mean(source.nll(text["target"], text["previous"]))
+    calibrated = None
+    if temperature is not None:
+        tempered = _mean(text["tempered_nll"])
+        calibrated = {
+            "temperature": temperature,
+            "nll": tempered,
+            "perplexity": _perplexity(tempered),
+            "calibration_error": calibration_error(text["tempered_confidence"], correct),
+        }
     return result | {
         "unigram_perplexity": unigram_perplexity(text["target"], counts),
         "accuracy": {str(k): _mean(text["place"] < k) for k in TOP},
-        "calibration_error": calibration_error(text["confidence"], text["place"] == 0),
+        "calibration_error": calibration_error(text["confidence"], correct),
+        "calibrated": calibrated,
+        "sparsemax_score": _mean(text["sparsemax_score"]),
+        "support_size": _mean(text["support_size"]),
         "log_partition": None
         if log_partition is None
         else {"mean": _mean(log_partition), "variance": float(np.var(log_partition, dtype=np.float64))},
         "source_nll": source_nll,
         "excess": None if source_nll is None else nll - source_nll,
     }
+
+
+@torch.no_grad()
+def temperature_of(model: Model, batches: ContiguousBatches, tokens: int = FIT_TOKENS) -> float:
+    """Return the temperature fitted to the first ``tokens`` tokens that ``batches`` give, held out from training.
+
+    They come from as many places of the text as a batch has rows. See :func:`lvsoftmax.calibration.fit_temperature`.
+    """
+    read: list[tuple[Tensor, Tensor]] = []
+    for hidden, _, target in _read(model, batches):
+        read.append((hidden, target))
+        if sum(len(target) for _, target in read) >= tokens:
+            break
+    hidden, target = (torch.cat(parts)[:tokens] for parts in zip(*read, strict=True))
+    return fit_temperature(model.output, hidden, target)
+
+
+def epsilon_perplexity(nll: Float[np.ndarray, "tokens"], vocab_size: int) -> float:
+    """Return the perplexity with ``(p + epsilon) / (1 + epsilon V)`` in the place of p: always finite.
+
+    Martins et al. 2020, section 4. There epsilon is the best one for the text; here ``epsilon V`` is 0.01, the same for
+    every layer and every text.
+    """
+    epsilon = SMOOTHING / vocab_size
+    return _perplexity(_mean(math.log1p(SMOOTHING) - np.log(np.exp(-nll.astype(np.float64)) + epsilon)))
 
 
 def frequency_bands(vocab_size: int) -> list[range]:
@@ -147,44 +197,69 @@ def band_losses(
     return losses
 
 
-def calibration_error(
-    confidence: Float[np.ndarray, "tokens"], correct: Bool[np.ndarray, "tokens"], bins: int = 15
-) -> float:
-    """Return the expected calibration error of the most probable word.
-
-    ``sum_m |B_m| / n * |acc(B_m) - conf(B_m)|`` where bin ``m`` of M holds the tokens whose highest probability lies in
-    ``((m - 1) / M, m / M]``: Guo, Pleiss, Sun & Weinberger 2017, On Calibration of Modern Neural Networks, equation 3.
-
-    Args:
-        confidence: probability of the most probable word.
-        correct: whether that word is the target.
-        bins: M.
-    """
-    bin_of = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
-    # |B_m| * (acc - conf) is the sum of the differences inside the bin.
-    difference = np.bincount(bin_of, weights=correct.astype(np.float64) - confidence, minlength=bins)
-    return float(np.abs(difference).sum() / len(confidence))
-
-
 def unigram_perplexity(target: Int[np.ndarray, "tokens"], counts: Shaped[Tensor, "vocab"]) -> float:
     """Return the perplexity of a text under the smoothed relative frequencies of the training text."""
     return _perplexity(_mean(-unigram_log_prob(counts.cpu()).numpy()[target]))
 
 
-def _scores(output: OutputLayer, hidden: Tensor, target: Tensor, full: bool) -> Iterator[tuple[str, Tensor]]:
-    """Yield named columns of numbers per token, in blocks of tokens small enough for ``[tokens, vocab]``."""
-    block = max(1, _ENTRIES // output.vocab_size)
-    for hidden_block, target_block in zip(hidden.split(block), target.split(block), strict=True):
-        yield "nll", output.nll(hidden_block, target_block)
+def _read(model: Model, batches: ContiguousBatches) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield hidden vectors, the words before and the targets of each batch, in evaluation mode, padding left out."""
+    device = next(model.output.parameters(), torch.empty(0)).device
+    state = None
+    with _evaluation_mode(model):
+        for batch in batches:
+            hidden, state = model.hidden(batch.input.to(device), state)
+            real = slice(None) if batch.weight is None else batch.weight.flatten() != 0
+            previous, target = batch.input.flatten()[real], batch.target.flatten()[real]
+            yield hidden[real], previous, target.to(device)
+
+
+def _scores(
+    output: OutputLayer, hidden: Tensor, target: Tensor, full: bool, temperature: float | None
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield named columns of numbers per token, block by block."""
+    for hidden_block, target_block in token_blocks(hidden, target, output.vocab_size):
         if not full:
+            yield "nll", output.nll(hidden_block, target_block)
             continue
-        log_prob, ids = output.topk(hidden_block, min(max(TOP), output.vocab_size))
-        found = ids == target_block[:, None]
-        yield "place", torch.where(found.any(1), found.int().argmax(1), max(TOP))
-        yield "confidence", log_prob[:, 0].double().exp()
-        log_partition = output.log_partition(hidden_block)
+        log_prob, log_partition = output.log_prob_and_partition(hidden_block)
+        own, top = log_prob.gather(1, target_block[:, None]), log_prob.amax(1)
+        # Autocast rounds scores to 8 bits; nll, which has no array of them, does not.
+        exact = torch.is_autocast_enabled(hidden.device.type)
+        nll = output.nll(hidden_block, target_block) if exact else -own.squeeze(1)
+        yield "nll", nll
+        yield "place", _places(log_prob, own, target_block)
+        yield "confidence", top.double().exp()
+        yield "sparsemax_score", (-nll).exp() + (1 - log_power_sum(log_prob, 2.0).exp()) / 2
+        full_size = torch.full_like(top, output.vocab_size)
+        yield "support_size", full_size if output.full_support else _count(torch.gt, log_prob, -torch.inf)
         if log_partition is not None:
             yield "log_partition", log_partition
+        if temperature is not None:
+            normaliser = log_power_sum(log_prob, 1 / temperature)
+            yield "tempered_nll", nll / temperature + normaliser
+            yield "tempered_confidence", (top.double() / temperature - normaliser).exp()
+
+
+def _places(log_prob: Tensor, own: Tensor, target: Tensor) -> Tensor:
+    """Return how many words come before the target: more probable ones and, of those alike, the more frequent.
+
+    The latter are counted only where they can decide about a prediction. A target of probability zero is none.
+    """
+    place = _count(torch.gt, log_prob, own)
+    near = (place < max(TOP)).nonzero().squeeze(1)
+    rivals, own_near = log_prob[near], own[near]
+    alike = (_count(torch.eq, rivals, own_near) > 1).nonzero().squeeze(1)
+    if len(alike):
+        rows = near[alike]
+        before = torch.arange(log_prob.shape[1], device=target.device) < target[rows, None]
+        place[rows] += ((rivals[alike] == own_near[alike]) & before).sum(1)
+    return place.masked_fill_(own.squeeze(1) == -torch.inf, log_prob.shape[1])
+
+
+def _count(compare: Callable[..., Tensor], left: Tensor, right: Tensor | float) -> Tensor:
+    """Return in how many columns a comparison holds, as a float: sums of floats are vectorised, those of bools not."""
+    return compare(left, right, out=torch.empty_like(left)).sum(1)
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from lvsoftmax.ops.linear_cross_entropy import (
 )
 from lvsoftmax.ops.noise import Draws
 from lvsoftmax.ops.normalisers import Exponential, Normaliser, log_normalise
+from lvsoftmax.ops.numerics import upcast
 from lvsoftmax.ops.softmax import logsumexp
 
 
@@ -95,6 +96,12 @@ class OutputLayer(nn.Module, ABC):
     def log_partition(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens"] | None:
         """Return the log of the sum that normalises each token's scores; None where the layer has none."""
         return None
+
+    def log_prob_and_partition(
+        self, hidden: Float[Tensor, "tokens hidden"]
+    ) -> tuple[Float[Tensor, "tokens vocab"], Float[Tensor, "tokens"] | None]:
+        """Return ``log_prob`` and ``log_partition``; overridden where one product gives both."""
+        return self.log_prob(hidden), self.log_partition(hidden)
 
     # -- training -----------------------------------------------------------------------------------------------
 
@@ -285,6 +292,16 @@ class DenseOutputLayer(OutputLayer):
         if isinstance(self.normaliser, Exponential):
             return linear_logsumexp(*self.operands(hidden), **self._exact_options())
         return logsumexp(self.normaliser.log_weight(self.logits(hidden)), dim=1)
+
+    def log_prob_and_partition(
+        self, hidden: Float[Tensor, "tokens hidden"]
+    ) -> tuple[Float[Tensor, "tokens vocab"], Float[Tensor, "tokens"] | None]:
+        """Return both from one product, under the default hook."""
+        if not self._normalises_by_weight():
+            return super().log_prob_and_partition(hidden)
+        logits = self.logits(hidden)
+        log_prob = self.normalise(logits)
+        return log_prob, self.normaliser.log_weight(upcast(logits[:, :1])).squeeze(1) - log_prob[:, 0]
 
     def draw(
         self,

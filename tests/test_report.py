@@ -277,6 +277,51 @@ def test_a_diverged_run_is_shown_as_diverged(tmp_path):
     assert "diverged" in report.text_table(comparison)
 
 
+def test_a_layer_that_gives_words_no_probability_is_compared_by_its_smoothed_perplexity(tmp_path):
+    runs = tmp_path / "runs"
+    folders = [
+        make_run(runs, "full_softmax", perplexity=150.0),
+        make_run(runs, "sparsemax_output", perplexity=180.0, coverage=0.985, seed=1),
+        make_run(runs, "sparsemax_output", perplexity=190.0, coverage=0.975, seed=2),
+        make_run(runs, "entmax_output", perplexity=160.0, coverage=0.999),
+        make_run(runs, "sampled_softmax", status="diverged"),
+    ]
+    comparison = report.write(folders, tmp_path, "Study")
+    assert names(comparison) == ["Full softmax", "Entmax output", "Sparsemax output", "Sampled softmax"]
+    assert [row.note for row in comparison.rows][1:3] == ["", ""]
+    sparsemax = comparison.rows[2].cells
+    assert sparsemax["test"].mean == math.inf and sparsemax["difference"].mean == math.inf
+    assert sparsemax["smoothed"].mean == pytest.approx(185 * 1.002) and sparsemax["coverage"].mean == 0.98
+    assert comparison.best["test"] == 150.0 and comparison.best["smoothed"] == pytest.approx(150 * 1.002)
+    table = report.text_table(comparison)
+    assert re.search(r"Sparsemax output +∞ +185\.4 +98\.00\xa0% +∞", table), table
+    assert re.search(r"Full softmax +150\.0 +150\.3 +100\xa0%", table), table
+    page = (tmp_path / "report.html").read_text()
+    assert 'data-value="Infinity"' in page and 'data-value="inf"' not in page and "∞" in page
+    assert any(
+        "entmax output (0.10\xa0%) and sparsemax output (2.00\xa0%)" in note for note in report.caveats(comparison)
+    )
+    losses = {row.label: losses for row, losses in Bands.of(comparison).rows}
+    assert losses["Sparsemax output"][-1] == math.inf and math.isfinite(losses["Sparsemax output"][0])
+    rows = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
+    assert [row["test_perplexity"] for row in rows] == ["150.0", "inf", "inf", "inf", ""]
+    assert float(rows[1]["test_coverage"]) == 0.999
+
+
+def test_without_such_a_layer_the_table_has_no_such_columns(tmp_path):
+    comparison = comparison_of([make_run(tmp_path, "full_softmax"), make_run(tmp_path, "sampled_softmax")], "")
+    assert not {"smoothed", "coverage"} & set(comparison.columns)
+
+
+def test_runs_from_before_there_was_a_coverage_are_compared_too(tmp_path):
+    folders = [make_run(tmp_path, "full_softmax"), make_run(tmp_path, "sparsemax_output", coverage=0.9)]
+    change_result(folders[0], lambda result: [result[part].pop(key) for part in ("valid", "test")
+                                              for key in ("coverage", "epsilon_perplexity")])  # fmt: skip
+    comparison = comparison_of(folders, "")
+    assert comparison.rows[0].cells["smoothed"] is None and comparison.rows[0].cells["test"].mean == 150.0
+    assert "Smoothed perplexity" in report.text_table(comparison) and report.html(comparison)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_finished_run_that_predicts_nothing_has_diverged(tmp_path, value):
     folders = [make_run(tmp_path, "full_softmax"), make_run(tmp_path, "sampled_softmax")]

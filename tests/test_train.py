@@ -1,6 +1,7 @@
 """Training runs: the same numbers after a kill, the same masks and batches for every layer, the mirror in wandb."""
 
 import json
+import math
 import os
 import random
 import signal
@@ -16,12 +17,13 @@ import torch
 from wandb.proto import wandb_internal_pb2
 
 from experiments.cli import compose_config, guarded
+from experiments.comparison import read
 from experiments.evaluate import evaluate_run
 from experiments.train import main, spent, train
-from lvsoftmax import runs
+from lvsoftmax import runs, strict_json
 from lvsoftmax.data.batches import ContiguousBatches
 from lvsoftmax.data.statistics import bigrams, word_vectors
-from lvsoftmax.evaluate import evaluate
+from lvsoftmax.evaluate import evaluate, temperature_of
 from lvsoftmax.layers.hierarchical_softmax import HierarchicalSoftmax
 
 TIME_FIELDS = ("seconds", "tokens_per_second", "output_share", "peak_bytes")
@@ -72,7 +74,7 @@ def config(overrides, *more):
 
 def metrics(folder):
     """The lines of ``metrics.jsonl`` without what the clock decides."""
-    lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    lines = [strict_json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key not in TIME_FIELDS} for line in lines]
 
 
@@ -320,6 +322,47 @@ def test_divergence_stops_early_and_says_so(overrides, tmp_path, capsys):
     assert "lower optim.learning_rate=1e+38" in capsys.readouterr().err
 
 
+def refuse(name):
+    raise AssertionError(f"{name} without quotes is no JSON")
+
+
+def test_an_infinite_validation_is_written_as_json_and_does_not_slow_the_schedule(overrides, tmp_path, capsys):
+    """A sparsemax gives some words of the text no probability; a plateau of infinities would divide the rate by 4 at
+    every validation."""
+    words = ["output=sparsemax_output", "schedule=plateau", f"run.dir={tmp_path}/run"]
+    result = train(config(overrides, *words))
+    assert result["valid"]["perplexity"] == math.inf and 0.5 < result["valid"]["coverage"] < 1
+    assert "perplexity infinite (smoothed" in capsys.readouterr().out
+    folder = tmp_path / "run"
+    assert strict_json.loads((folder / "result.json").read_text()) == result
+    texts = [(folder / "result.json").read_text(), *(folder / "metrics.jsonl").read_text().splitlines()]
+    documents = [json.loads(text, parse_constant=refuse) for text in texts]
+    assert documents[0]["valid"]["nll"] == "Infinity"
+    valid = [document for document in documents[1:] if document["kind"] == "valid"]
+    assert sum(line["nll"] == "Infinity" for line in valid) > 2
+    smoothed = [line["epsilon_perplexity"] for line in valid]
+    assert smoothed[-1] < smoothed[0]
+    rates = [document["learning_rate"] for document in documents[1:] if document["kind"] == "train"]
+    worse = sum(later >= min(smoothed[:n]) for n, later in enumerate(smoothed) if n)
+    assert rates[-1] >= rates[0] / 4**worse > rates[0] / 4 ** (len(valid) - 1)
+    run = read(folder)
+    assert run.result and run.lacks_words and run.diverged is None
+
+
+def test_the_temperature_comes_from_the_validation_text_and_goes_with_the_run(overrides, tmp_path):
+    result = train(config(overrides, f"run.dir={tmp_path}/run"))
+    temperature = result["test"]["calibrated"]["temperature"]
+    assert temperature == result["valid"]["calibrated"]["temperature"] != 1
+    assert result["valid"]["calibrated"]["nll"] <= result["valid"]["nll"]
+    corpus = runs.build(runs.load_config(tmp_path / "run")["data"])
+    batches = ContiguousBatches(corpus.valid, 16, 64, start=corpus.vocabulary.eos, complete=True)
+    assert temperature_of(runs.load(tmp_path / "run"), batches) == temperature
+    again = evaluate_run(compose_config("evaluate", [f"run={tmp_path}/run", "device=cpu"]))
+    assert again["calibrated"] == result["test"]["calibrated"]
+    (tmp_path / "run" / "result.json").unlink()
+    assert evaluate_run(compose_config("evaluate", [f"run={tmp_path}/run", "device=cpu"]))["calibrated"] is None
+
+
 def wandb_records(file):
     """Yield the records of an offline run's file, a log in LevelDB's format after a header of seven bytes."""
     data = file.read_bytes()
@@ -340,9 +383,10 @@ def wandb_records(file):
             parts = []
 
 
-def test_wandb_holds_the_named_metrics(overrides, tmp_path):
-    """Read the offline run's own file back: what wandb would show is what the run logged."""
-    words = [*overrides, "wandb.mode=offline", f"run.dir={tmp_path}/run", "budget.epochs=1"]
+@pytest.mark.parametrize("layer", ["full_softmax", "sparsemax_output"])
+def test_wandb_holds_the_named_metrics(overrides, tmp_path, layer):
+    """Read the offline run's own file back: what wandb would show is what the run logged, infinities included."""
+    words = [*overrides, f"output={layer}", "wandb.mode=offline", f"run.dir={tmp_path}/run", "budget.epochs=1"]
     (tmp_path / "home").mkdir()
     environment = {key: value for key, value in ENVIRONMENT.items() if not key.startswith("WANDB")}
     subprocess.run(command(words), env=environment | {"HOME": str(tmp_path / "home")}, check=True)
@@ -355,6 +399,9 @@ def test_wandb_holds_the_named_metrics(overrides, tmp_path):
     lines = metrics(tmp_path / "run")
     assert logged["train/loss"] == [line["loss"] for line in lines if line["kind"] == "train"]
     assert logged["valid/perplexity"] == [line["perplexity"] for line in lines if line["kind"] == "valid"]
+    assert logged["valid/epsilon_perplexity"] == [
+        line["epsilon_perplexity"] for line in lines if line["kind"] == "valid"
+    ]
     assert any(name.startswith("valid/band/") for name in logged)
     for name in ("tokens_per_second", "output_share", "peak_bytes", "learning_rate", "gradient_norm"):
         assert len(logged[f"train/{name}"]) == len(logged["train/loss"])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lvsoftmax.layer import OutputLayer, unigram_log_prob
 from lvsoftmax.ops.linear_cross_entropy import banded_cross_entropy, banded_cross_entropy_loss
 from lvsoftmax.ops.noise import Sample
+from lvsoftmax.ops.numerics import upcast
 from lvsoftmax.ops.partition import bands as cut_bands
 from lvsoftmax.ops.softmax import log_softmax, logsumexp
 
@@ -93,6 +94,14 @@ class DifferentiatedSoftmax(OutputLayer):
     def log_partition(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens"]:
         """Return the log-sum-exp of the logits."""
         return logsumexp(self.logits(hidden), dim=1)
+
+    def log_prob_and_partition(
+        self, hidden: Float[Tensor, "tokens hidden"]
+    ) -> tuple[Float[Tensor, "tokens vocab"], Float[Tensor, "tokens"]]:
+        """Return both from the same logits."""
+        logits = self.logits(hidden)
+        log_prob = log_softmax(logits, dim=1)
+        return log_prob, upcast(logits[:, 0]) - log_prob[:, 0]
 
     def nll(self, hidden: Float[Tensor, "tokens hidden"], target: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
         """Return the exact negative log-likelihood, by blocks of tokens."""

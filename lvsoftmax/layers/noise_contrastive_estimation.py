@@ -112,6 +112,14 @@ class NoiseContrastiveEstimation(DenseOutputLayer):
         assert log_partition is not None
         return log_partition - self.log_normaliser
 
+    def log_prob_and_partition(
+        self, hidden: Float[Tensor, "tokens hidden"]
+    ) -> tuple[Float[Tensor, "tokens vocab"], Float[Tensor, "tokens"]]:
+        """Return both from one product."""
+        log_prob, log_partition = super().log_prob_and_partition(hidden)
+        assert log_partition is not None
+        return log_prob, log_partition - self.log_normaliser
+
     def forward(
         self,
         hidden: Float[Tensor, "tokens hidden"],
