@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lvsoftmax.data import corpus as corpus_module
+from lvsoftmax.data import statistics
 from lvsoftmax.data.corpus import load_text
 from lvsoftmax.data.statistics import bigrams, word_vectors
 from lvsoftmax.data.zipf import random_source
@@ -98,8 +98,8 @@ def test_a_corpus_computes_a_statistic_once(name, tmp_path, monkeypatch):
 
     first = load()
     statistic = first.statistic(name)
-    assert (statistic == corpus_module.STATISTICS[name](first.train, len(first.vocabulary))).all()
-    monkeypatch.setattr(corpus_module, "STATISTICS", {})
+    assert (statistic == statistics.STATISTICS[name](first.train, len(first.vocabulary))).all()
+    monkeypatch.setattr(statistics, "STATISTICS", {})
     again = load().statistic(name)
     np.testing.assert_array_equal(again, statistic)
     assert again.flags.writeable
