@@ -132,18 +132,20 @@ class LargestResult(TorchDispatchMode):
         return result
 
 
-def test_a_step_costs_the_logarithm_of_the_vocabulary():
+@pytest.mark.parametrize("backend", ["eager", "cpp"])
+def test_a_step_costs_the_logarithm_of_the_vocabulary(backend):
     """Neither an array per token and word, nor one as large as the table, nor a vector per pair."""
     hidden_size, tokens = 64, 32
     work = []
     for size in (1000, 64_000):
-        layer = HierarchicalSoftmax(hidden_size, zipf_counts(size), tree="balanced")
+        layer = HierarchicalSoftmax(hidden_size, zipf_counts(size), tree="balanced", backend=backend)
         hidden = torch.randn(tokens, hidden_size, requires_grad=True)
         target = torch.randint(size, (tokens,))
         with LargestResult() as results:
             layer.loss(hidden, target, torch.ones(tokens)).backward()
         depth = math.ceil(math.log2(size))
-        assert results.largest <= hidden_size * len(nodes_on_paths(layer, target)) < tokens * depth * hidden_size
+        rows = 1.25 * len(nodes_on_paths(layer, target))  # memory for another step's rows included
+        assert results.largest <= hidden_size * rows < tokens * depth * hidden_size
         assert results.largest < size * hidden_size
         work.append(results.total / depth)
     assert work[1] < 2 * work[0]

@@ -120,6 +120,13 @@ def test_depths_are_the_lengths_of_the_paths(counts):
 
 
 @for_all_counts
+def test_ranks_of_leaves_are_those_of_their_paths(counts):
+    for name, tree in trees(counts).items():
+        from_the_left = sorted(range(len(counts)), key=lambda word: [side for _, side in reversed(path(tree, word))])
+        assert np.argsort(partition.leaf_ranks(tree)).tolist() == from_the_left, name
+
+
+@for_all_counts
 def test_a_pass_down_the_levels_meets_every_path(counts):
     for name, tree in trees(counts).items():
         laid_out = levels(tree)

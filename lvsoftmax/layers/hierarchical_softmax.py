@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lvsoftmax.layer import OutputLayer
 from lvsoftmax.ops import partition
-from lvsoftmax.ops.path_nll import path_nll, tree_log_prob
+from lvsoftmax.ops.path_nll import BACKENDS, path_nll, tree_log_prob
 
 
 class HierarchicalSoftmax(OutputLayer):
@@ -51,9 +51,12 @@ class HierarchicalSoftmax(OutputLayer):
             holds them; for ``huffman`` and ``clustered``. In a run's configuration also ``text``, vectors made from the
             training text, or the folder of a run, vectors of its output layer.
         sparse: row-sparse gradients: a step touches the nodes on its targets' paths only.
+        backend: what computes likelihoods along paths: ``cpp``, a kernel for the CPU, or ``eager``, plain PyTorch;
+            ``auto`` takes the kernel where it can run.
 
     Raises:
-        ValueError: ``tree`` is unknown, or ``clustered`` and there are no usable ``embeddings``.
+        ValueError: ``tree`` is unknown, or ``clustered`` and there are no usable ``embeddings``; ``backend`` cannot
+            run here.
     """
 
     pace: Tensor
@@ -63,6 +66,9 @@ class HierarchicalSoftmax(OutputLayer):
     node_position: Tensor
     leaf_position: Tensor
     word_leaf: Tensor
+    word_rank: Tensor
+
+    backends = BACKENDS
 
     def __init__(
         self,
@@ -72,8 +78,9 @@ class HierarchicalSoftmax(OutputLayer):
         tree: Literal["huffman", "balanced", "random", "clustered"] = "huffman",
         embeddings: Tensor | str | None = None,
         sparse: bool = True,
+        backend: Literal["auto", "eager", "cpp"] = "auto",
     ) -> None:
-        super().__init__(hidden_size, counts)
+        super().__init__(hidden_size, counts, backend=backend)
         self.sparse = sparse
         count = counts.double().cpu().numpy()
         match tree:
@@ -118,16 +125,20 @@ class HierarchicalSoftmax(OutputLayer):
             self.pace,
             self.node_branch,
             self.word_branch,
+            self.word_rank,
             len(self.level_sizes),
             target,
             sparse=self.sparse,
+            backend=self.backend,
         )
 
 
 def _lay_out(layer: HierarchicalSoftmax, _: object = None) -> None:
     """Derive from the tree what the pass down its levels reads; again whenever a tree is loaded."""
     device = layer.node_branch.device
-    laid_out = partition.levels(partition.Tree(layer.node_branch.cpu().numpy(), layer.word_branch.cpu().numpy()))
+    tree = partition.Tree(layer.node_branch.cpu().numpy(), layer.word_branch.cpu().numpy())
+    laid_out = partition.levels(tree)
     layer.level_sizes = laid_out.sizes
-    for name in ("node_position", "leaf_position", "word_leaf"):
-        layer.register_buffer(name, torch.from_numpy(getattr(laid_out, name)).to(device), persistent=False)
+    arrays = {name: getattr(laid_out, name) for name in ("node_position", "leaf_position", "word_leaf")}
+    for name, array in {**arrays, "word_rank": partition.leaf_ranks(tree)}.items():
+        layer.register_buffer(name, torch.from_numpy(array).to(device), persistent=False)

@@ -72,11 +72,11 @@ def pair_gradients(
             bag_U = torch.searchsorted(row_P, torch.arange(len(table_MD), device=row_P.device))
         if needed[1]:
             rows_UD = _row_sums(upcast(hidden_ND), token_P, bag_U, row_P, gradient_P).to(table_MD.dtype)
-            grad_table = _spread(rows_UD, row_U, table_MD)
+            grad_table = spread(rows_UD, row_U, table_MD)
         if needed[2] and bias_M is not None:
             one_N1 = gradient_P.new_ones(len(hidden_ND), 1)
             sum_U = _bag_sums(one_N1, token_P, bag_U, gradient_P).squeeze(1).to(bias_M.dtype)
-            grad_bias = _spread(sum_U, row_U, bias_M)
+            grad_bias = spread(sum_U, row_U, bias_M)
     return grad_hidden_ND, grad_table, grad_bias
 
 
@@ -100,7 +100,7 @@ def _row_sums(table: Tensor, row_P: Tensor, bag: Tensor, bag_P: Tensor, factor_P
     return torch.addmm(result, factors, table, out=result)
 
 
-def _spread(rows: Tensor, index_U: Tensor | None, like: Tensor) -> Tensor:
+def spread(rows: Tensor, index_U: Tensor | None, like: Tensor) -> Tensor:
     """Return the gradient whose rows ``index`` are given, and others zero; all of them without ``index``."""
     if index_U is None:
         return rows

@@ -5,6 +5,7 @@ so that every level is a slice. Node ``n`` has the branches ``2 n`` and ``2 n + 
 from which its nodes and its words hang.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
@@ -160,6 +161,20 @@ def _two_means(
 def depths(tree: Tree) -> np.ndarray:
     """Return the number of nodes on the path to each word."""
     return np.searchsorted(_level_bounds(tree), tree.word_branch >> 1, side="right")
+
+
+def leaf_ranks(tree: Tree) -> np.ndarray:
+    """Return the place of each word among the leaves from left to right."""
+    bounds = _level_bounds(tree)
+    below = np.zeros(2 * len(tree.node_branch), np.int64)  # the number of leaves that hang from each branch
+    below[tree.word_branch] = 1
+    for first, last in zip(bounds[-2:0:-1], bounds[:1:-1], strict=True):
+        below[tree.node_branch[first:last]] = below[2 * first : 2 * last].reshape(-1, 2).sum(1)
+    before = np.zeros_like(below)  # the number of those to the left of them
+    for first, last in itertools.pairwise(bounds):
+        node_before = before[tree.node_branch[first:last]] if first else np.zeros(1, np.int64)
+        before[2 * first : 2 * last] = np.stack([node_before, node_before + below[2 * first : 2 * last : 2]], 1).ravel()
+    return before[tree.word_branch].astype(np.int32)
 
 
 class Levels(NamedTuple):

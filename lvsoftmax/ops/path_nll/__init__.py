@@ -1,5 +1,55 @@
 """Log-probabilities of a binary tree of logistic decisions: along the targets' paths, or of every word."""
 
-from lvsoftmax.ops.path_nll.reference import path_nll, tree_log_prob
+import torch
+from torch import Tensor
 
-__all__ = ["path_nll", "tree_log_prob"]
+from lvsoftmax.ops.backends import Backends
+from lvsoftmax.ops.path_nll import native, reference
+from lvsoftmax.ops.path_nll.reference import tree_log_prob
+
+__all__ = ["BACKENDS", "path_nll", "tree_log_prob"]
+
+BACKENDS = Backends(cpp=native.LIBRARY.obstacle)
+
+
+def path_nll(
+    hidden_ND: Tensor,
+    weight_MD: Tensor,
+    bias_M: Tensor,
+    pace_M: Tensor,
+    node_branch_M: Tensor,
+    word_branch_V: Tensor,
+    word_rank_V: Tensor,
+    depth: int,
+    target_N: Tensor,
+    *,
+    sparse: bool,
+    backend: str = "auto",
+) -> Tensor:
+    """Return ``-log p(target)`` of each token: the sum over its path of ``softplus(-+score)``.
+
+    Cost: ``6 D`` FLOPs per pair of a token and a node on its path for a training step, memory ``O(pairs)`` and the
+    gradients. With ``sparse`` those of weight and bias are coalesced COO tensors of the nodes on the paths. A compiler
+    sees the reference, whose paths it pads to the depth of the tree; ``sparse`` breaks the graph instead.
+
+    Args:
+        hidden_ND: hidden vectors.
+        weight_MD: one row per node.
+        bias_M: one number per node.
+        pace_M: what each node's score is multiplied by.
+        node_branch_M: the branch from which each node hangs, of the tree.
+        word_branch_V: the same of each word.
+        word_rank_V: each word's place among the leaves from left to right.
+        depth: length of the longest path.
+        target_N: the words.
+        sparse: whether gradients of weight and bias are row-sparse.
+        backend: a name in ``BACKENDS`` or ``auto``.
+
+    Raises:
+        ValueError: a backend that cannot run there.
+    """
+    chosen = BACKENDS.choose(backend, hidden_ND.device.type)
+    tree = (node_branch_M, word_branch_V)
+    if chosen == "cpp" and (sparse or not torch.compiler.is_compiling()):
+        return native.path_nll(hidden_ND, weight_MD, bias_M, pace_M, *tree, word_rank_V, depth, target_N, sparse)
+    return reference.path_nll(hidden_ND, weight_MD, bias_M, pace_M, *tree, depth, target_N, sparse=sparse)

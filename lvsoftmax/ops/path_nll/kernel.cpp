@@ -1,0 +1,352 @@
+// The likelihood along the paths of a tree, and its gradients, for tokens sorted by the leaves of their targets.
+//
+// Sorted so, the tokens whose paths meet a node stand side by side. They are worked on in blocks of BLOCK tokens: the
+// hidden vectors of a block and the nodes on the few paths through it stay in the processor's nearest caches. A piece is
+// what a block and a node have in common: consecutive tokens, those that go left first. Nothing is padded, and no pair
+// is sorted.
+//
+// Letters: N tokens, D hidden, M nodes, L depth of the tree, U nodes that are met, P pairs of a token and a node on its
+// path, in the order of the pieces.
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace {
+
+constexpr int64_t BLOCK = 32;
+constexpr int64_t AHEAD = 4;  // pieces: a node's row is anywhere in memory, and asked for that long before it is read
+
+struct Piece {
+  int32_t met;    // which of the U nodes, in the order of a walk from the root, left before right
+  int32_t first;  // token, in sorted order
+  int32_t size;
+  int32_t left;   // how many go left: they come first
+  int32_t pair;   // where its pairs begin
+  int32_t opens;  // whether it is the first piece of its node
+};
+
+struct Met {
+  int32_t node;
+  int32_t row;  // among the nodes met, by number
+};
+
+// What a call works on, as it comes from Python.
+struct Plan {
+  const int32_t* order;  // [N] the tokens, sorted
+  const Piece* piece;
+  const Met* met;
+  const int32_t* block_piece;  // where the pieces of each block begin, and where the last ends
+  int64_t tokens;
+};
+
+template <typename T>
+inline void ask_for(const T* row, int64_t width) {
+  for (int64_t k = 0; k < width; k += 64 / int64_t(sizeof(T))) __builtin_prefetch(row + k);
+}
+
+inline int64_t blocks(int64_t tokens) { return (tokens + BLOCK - 1) / BLOCK; }
+
+inline float power_of_two(int32_t n) {
+  const uint32_t bits = uint32_t(n + 127) << 23;
+  float power;
+  std::memcpy(&power, &bits, sizeof power);
+  return power;
+}
+
+// exp(x) for x <= 0, relative error below 2e-7; where there are no more normal numbers, denormal ones and then 0.
+inline float exp_of_negative(float x) {
+  x = x < -104.f ? -104.f : x;  // not a number stays what it is
+  const float n = std::nearbyint(x * 1.44269504f);
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // the logarithm of 2 in two parts
+  float y = 1.9875691500e-4f;
+  y = y * r + 1.3981999507e-3f;
+  y = y * r + 8.3334519073e-3f;
+  y = y * r + 4.1665795894e-2f;
+  y = y * r + 1.6666665459e-1f;
+  y = y * r + 5.0000001201e-1f;
+  y = y * (r * r) + r + 1.f;
+  const int32_t whole = n == n ? int32_t(n) : 0, half = whole / 2;  // 2^n in two factors, each a normal number
+  return y * power_of_two(half) * power_of_two(whole - half);
+}
+
+// log(1 + e) for e in [0, 1], relative error below 2e-7: twice the area hyperbolic tangent of e / (2 + e).
+inline float log1p_of_share(float e) {
+  const float z = e / (2.f + e), s = z * z;
+  float y = 2.f / 15;
+  y = y * s + 2.f / 13;
+  y = y * s + 2.f / 11;
+  y = y * s + 2.f / 9;
+  y = y * s + 2.f / 7;
+  y = y * s + 2.f / 5;
+  y = y * s + 2.f / 3;
+  return z * (y * s + 2.f);
+}
+
+inline double exp_of_negative(double x) { return std::exp(x); }
+inline double log1p_of_share(double e) { return std::log1p(e); }
+
+// In place of confidences c: the shortfalls log(1 + exp(-c)), and what is missing to certainty, 1 / (1 + exp(c)).
+template <typename T>
+void decide(const T* confidence, int64_t size, T* shortfall, T* missing) {
+#pragma omp simd
+  for (int64_t i = 0; i < size; i++) {
+    const T c = confidence[i], e = exp_of_negative(c > 0 ? -c : c);
+    shortfall[i] = log1p_of_share(e) + (c > 0 ? T(0) : -c);
+    missing[i] = (c > 0 ? e : T(1)) / (1 + e);
+  }
+}
+
+// result[i] = row . vector[i], four at a time: the row is read once for them.
+template <typename T>
+void dots(const T* __restrict row, const T* const* vector, int64_t count, int64_t width, T* result) {
+  for (; count >= 4; count -= 4, vector += 4, result += 4) {
+    const T *__restrict a = vector[0], *__restrict b = vector[1], *__restrict c = vector[2], *__restrict d = vector[3];
+    T s = 0, t = 0, u = 0, v = 0;
+#pragma omp simd reduction(+ : s, t, u, v)
+    for (int64_t k = 0; k < width; k++) s += row[k] * a[k], t += row[k] * b[k], u += row[k] * c[k], v += row[k] * d[k];
+    result[0] = s, result[1] = t, result[2] = u, result[3] = v;
+  }
+  if (count >= 2) {
+    const T *__restrict a = vector[0], *__restrict b = vector[1];
+    T s = 0, t = 0;
+#pragma omp simd reduction(+ : s, t)
+    for (int64_t k = 0; k < width; k++) s += row[k] * a[k], t += row[k] * b[k];
+    result[0] = s, result[1] = t;
+    count -= 2, vector += 2, result += 2;
+  }
+  if (count) {
+    const T* __restrict a = vector[0];
+    T s = 0;
+#pragma omp simd reduction(+ : s)
+    for (int64_t k = 0; k < width; k++) s += row[k] * a[k];
+    result[0] = s;
+  }
+}
+
+// vector[i] += g[i] row.
+template <int COUNT, typename T>
+void spread(const T* g, const T* row, int64_t width, T* const* vector) {
+#pragma omp simd
+  for (int64_t k = 0; k < width; k++) {
+#pragma GCC unroll 4
+    for (int i = 0; i < COUNT; i++) vector[i][k] += g[i] * row[k];
+  }
+}
+
+// sum = (fresh ? 0 : sum) + the sum of g[i] vector[i].
+template <int COUNT, typename T>
+void gather(const T* g, const T* const* vector, int64_t width, bool fresh, T* sum) {
+  const auto add = [&](auto before) {
+#pragma omp simd
+    for (int64_t k = 0; k < width; k++) {
+      T y = 0;
+#pragma GCC unroll 4
+      for (int i = 0; i < COUNT; i++) y += g[i] * vector[i][k];
+      sum[k] = before(k) + y;
+    }
+  };
+  if (fresh) {
+    add([](int64_t) { return T(0); });
+  } else {
+    add([&](int64_t k) { return sum[k]; });
+  }
+}
+
+// Calls a function of up to four in a row until all are done.
+template <typename Function>
+void by_fours(int64_t count, Function function) {
+  int64_t i = 0;
+  for (; i + 4 <= count; i += 4) function(i, std::integral_constant<int, 4>());
+  if (count - i == 3) function(i, std::integral_constant<int, 3>());
+  if (count - i == 2) function(i, std::integral_constant<int, 2>());
+  if (count - i == 1) function(i, std::integral_constant<int, 1>());
+}
+
+template <typename T>
+void forward(const Plan& plan, const T* hidden, const T* weight, const T* bias, const T* pace, int64_t width,
+             int64_t threads, T* slope, T* nll) {
+#pragma omp parallel num_threads(threads)
+  {
+    const Piece* end = plan.piece + plan.block_piece[blocks(plan.tokens)];
+    std::vector<T> factor, confidence, shortfall;
+#pragma omp for schedule(static)
+    for (int64_t block = 0; block < blocks(plan.tokens); block++) {
+      const Piece *first = plan.piece + plan.block_piece[block], *last = plan.piece + plan.block_piece[block + 1];
+      const int64_t pairs = last[-1].pair + last[-1].size - first->pair;
+      factor.resize(pairs), confidence.resize(pairs), shortfall.resize(pairs);
+      for (const Piece* p = first; p < last; p++) {
+        if (p + AHEAD < end && p[AHEAD].opens) ask_for(weight + plan.met[p[AHEAD].met].node * width, width);
+        const int64_t node = plan.met[p->met].node, at = p->pair - first->pair;
+        const T* vector[BLOCK];
+        for (int32_t i = 0; i < p->size; i++) vector[i] = hidden + plan.order[p->first + i] * width;
+        dots(weight + node * width, vector, p->size, width, &confidence[at]);
+        for (int32_t i = 0; i < p->size; i++) {
+          factor[at + i] = i < p->left ? pace[node] : -pace[node];
+          confidence[at + i] = factor[at + i] * (confidence[at + i] + bias[node]);
+        }
+      }
+      T* to_slope = slope + first->pair;
+      decide(confidence.data(), pairs, shortfall.data(), to_slope);
+      for (int64_t i = 0; i < pairs; i++) to_slope[i] *= -factor[i];
+      for (int64_t i = block * BLOCK; i < std::min((block + 1) * BLOCK, plan.tokens); i++) nll[plan.order[i]] = 0;
+      for (const Piece* p = first; p < last; p++) {
+        for (int32_t i = 0; i < p->size; i++) nll[plan.order[p->first + i]] += shortfall[p->pair - first->pair + i];
+      }
+    }
+  }
+}
+
+// A gradient whose pointer is null is not wanted.
+template <typename T>
+void backward(const Plan& plan, const T* hidden, const T* weight, const T* slope, const T* upstream, int64_t width,
+              int64_t nodes, bool by_node, int64_t threads, T* to_hidden, T* to_weight, T* to_bias) {
+  const auto add = [&](const Piece& p, bool to_tokens, bool to_node) {
+    const Met met = plan.met[p.met];
+    const int64_t out = by_node ? met.node : met.row;
+    int64_t token[BLOCK];
+    T g[BLOCK], total = 0;
+    for (int32_t i = 0; i < p.size; i++) {
+      token[i] = plan.order[p.first + i];
+      g[i] = upstream[token[i]] * slope[p.pair + i];
+      total += g[i];
+    }
+    if (to_tokens) {
+      T* vector[BLOCK];
+      for (int32_t i = 0; i < p.size; i++) vector[i] = to_hidden + token[i] * width;
+      by_fours(p.size, [&](int64_t i, auto n) {
+        spread<n()>(g + i, weight + met.node * width, width, vector + i);
+      });
+    }
+    if (to_node && to_weight) {
+      const T* vector[BLOCK];
+      for (int32_t i = 0; i < p.size; i++) vector[i] = hidden + token[i] * width;
+      by_fours(p.size, [&](int64_t i, auto n) {
+        gather<n()>(g + i, vector + i, width, p.opens && i == 0, to_weight + out * width);
+      });
+    }
+    if (to_node && to_bias) to_bias[out] = p.opens ? total : to_bias[out] + total;
+  };
+  const int64_t all = blocks(plan.tokens);
+  const Piece* end = plan.piece + plan.block_piece[all];
+  // Threads take consecutive blocks each. A node whose pieces lie with several threads waits until all are done, so
+  // that its sum has one order, however many there are.
+  std::vector<char> shared(nodes);
+  for (int64_t thread = 1; thread < threads; thread++) {
+    const Piece* start = plan.piece + plan.block_piece[all * thread / threads];
+    for (const Piece* p = start; p < end && p->first == start->first; p++) shared[p->met] |= !p->opens;
+  }
+#pragma omp parallel num_threads(threads)
+  {
+    const int64_t thread = omp_get_thread_num(), team = omp_get_num_threads();
+    for (int64_t share = thread; share < threads; share += team) {
+      for (int64_t block = all * share / threads; block < all * (share + 1) / threads; block++) {
+        for (int64_t i = block * BLOCK; to_hidden && i < std::min((block + 1) * BLOCK, plan.tokens); i++) {
+          std::memset(to_hidden + plan.order[i] * width, 0, width * sizeof(T));
+        }
+        for (const Piece* p = plan.piece + plan.block_piece[block]; p < plan.piece + plan.block_piece[block + 1]; p++) {
+          if (p + AHEAD < end && p[AHEAD].opens) {
+            const Met met = plan.met[p[AHEAD].met];
+            if (to_hidden) ask_for(weight + met.node * width, width);
+            if (to_weight) ask_for(to_weight + (by_node ? met.node : met.row) * width, width);
+          }
+          add(*p, to_hidden, !shared[p->met]);
+        }
+      }
+    }
+#pragma omp barrier
+    for (const Piece* p = plan.piece; threads > 1 && p < end; p++) {
+      if (shared[p->met] && p->met % team == thread) add(*p, false, true);
+    }
+  }
+}
+
+}  // namespace
+
+// Sorts the tokens, finds the pieces and the nodes met. There is room for N L of both; counts becomes {U, P}, or -1 and
+// a target that is no word.
+extern "C" void plan(const int32_t* node_branch, const int32_t* word_branch, const int32_t* word_rank, int64_t words,
+                     int64_t depth, const int64_t* target, int64_t tokens, int32_t* order, Piece* piece, Met* met,
+                     int32_t* block_piece, int64_t* counts) {
+  for (int64_t i = 0; i < tokens; i++) {
+    if (target[i] < 0 || target[i] >= words) {
+      counts[0] = -1, counts[1] = target[i];
+      return;
+    }
+  }
+  std::vector<std::pair<int32_t, int32_t>> sorted(tokens);
+  for (int64_t i = 0; i < tokens; i++) sorted[i] = {word_rank[target[i]], i};
+  std::sort(sorted.begin(), sorted.end());
+  std::vector<int32_t> path, before;              // branches from the root to the leaf of this token, and of the last
+  std::vector<int32_t> node(depth), open(depth);  // of every level on the way: the node met, and its open piece
+  std::vector<int32_t> level, next(depth + 1);    // of every node met; of every level, how many are met
+  int32_t nodes = 0, pieces = 0, pairs = 0;
+
+  const auto close = [&](size_t from, int32_t token) {
+    for (size_t l = from; l < before.size(); l++) {
+      Piece& p = piece[open[l]];
+      p.size = token - p.first;
+      if (p.left < 0) p.left = before[l] & 1 ? 0 : p.size;
+    }
+  };
+  for (int32_t i = 0; i < tokens; i++) {
+    order[i] = sorted[i].second;
+    path.clear();
+    for (int32_t branch = word_branch[target[order[i]]]; branch >= 0; branch = node_branch[branch >> 1]) {
+      path.push_back(branch);
+    }
+    std::reverse(path.begin(), path.end());
+    size_t common = 0;
+    while (common < before.size() && path[common] == before[common]) common++;
+    const size_t fresh = i ? common + 1 : 0;  // at the node where they part, the last token went left and this one right
+    const bool cut = i % BLOCK == 0;
+    close(cut ? 0 : fresh, i);
+    if (!cut && common < path.size()) piece[open[common]].left = i - piece[open[common]].first;
+    if (cut) block_piece[i / BLOCK] = pieces;
+    for (size_t l = fresh; l < path.size(); l++) {
+      met[nodes] = {path[l] >> 1, 0};
+      level.push_back(l);
+      next[l + 1]++;
+      node[l] = nodes++;
+    }
+    for (size_t l = cut ? 0 : fresh; l < path.size(); l++) {
+      piece[pieces] = {node[l], i, 0, -1, 0, l >= fresh};
+      open[l] = pieces++;
+    }
+    std::swap(path, before);
+  }
+  close(0, tokens);
+  block_piece[blocks(tokens)] = pieces;
+  for (int32_t s = 0; s < pieces; s++) piece[s].pair = pairs, pairs += piece[s].size;
+  // The nodes of a level are numbered from left to right: in the order in which they were met.
+  for (int64_t l = 0; l < depth; l++) next[l + 1] += next[l];
+  for (int32_t u = 0; u < nodes; u++) met[u].row = next[level[u]]++;
+  counts[0] = nodes, counts[1] = pairs;
+}
+
+extern "C" void numbers_met(const Met* met, int64_t nodes, int64_t* number) {
+  for (int64_t u = 0; u < nodes; u++) number[met[u].row] = met[u].node;
+}
+
+#define FOR_TYPE(T)                                                                                                   \
+  extern "C" void forward_##T(const int32_t* order, const Piece* piece, const Met* met, const int32_t* block_piece,   \
+                              int64_t tokens, const T* hidden, const T* weight, const T* bias, const T* pace,         \
+                              int64_t width, int64_t threads, T* slope, T* nll) {                                     \
+    forward({order, piece, met, block_piece, tokens}, hidden, weight, bias, pace, width, threads, slope, nll);        \
+  }                                                                                                                   \
+  extern "C" void backward_##T(const int32_t* order, const Piece* piece, const Met* met, const int32_t* block_piece,  \
+                               int64_t tokens, const T* hidden, const T* weight, const T* slope, const T* upstream,   \
+                               int64_t width, int64_t nodes, int64_t by_node, int64_t threads, T* to_hidden,          \
+                               T* to_weight, T* to_bias) {                                                            \
+    backward({order, piece, met, block_piece, tokens}, hidden, weight, slope, upstream, width, nodes, by_node,        \
+             threads, to_hidden, to_weight, to_bias);                                                                 \
+  }
+
+FOR_TYPE(float)
+FOR_TYPE(double)

@@ -1,0 +1,102 @@
+"""Tree log-likelihood by a compiled kernel for the CPU, see ``kernel.cpp``.
+
+Letters: N tokens, D hidden, V words, M = V - 1 nodes, L depth of the tree, U distinct nodes on the targets' paths.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lvsoftmax.ops.backends import CppLibrary
+from lvsoftmax.ops.buffers import empty_rows, recycled
+from lvsoftmax.ops.numerics import upcast
+from lvsoftmax.ops.pairs import spread
+
+LIBRARY = CppLibrary(Path(__file__).with_name("kernel.cpp"))
+
+BLOCK, PIECE, MET = 32, 6, 2  # as in kernel.cpp: tokens of a block, numbers in the two structures
+C_TYPES = {torch.float32: "float", torch.float64: "double"}
+
+
+@torch.compiler.disable()
+def path_nll(
+    hidden_ND: Tensor,
+    weight_MD: Tensor,
+    bias_M: Tensor,
+    pace_M: Tensor,
+    node_branch_M: Tensor,
+    word_branch_V: Tensor,
+    word_rank_V: Tensor,
+    depth: int,
+    target_N: Tensor,
+    sparse: bool,
+) -> Tensor:
+    """Return the same as the reference, which describes the arguments."""
+    return _Compiled.apply(
+        hidden_ND, weight_MD, bias_M, pace_M, node_branch_M, word_branch_V, word_rank_V, depth, target_N, sparse
+    )
+
+
+class _Compiled(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx, hidden_ND, weight_MD, bias_M, pace_M, node_branch_M, word_branch_V, word_rank_V, depth, target_N, sparse
+    ):
+        x_ND = upcast(hidden_ND).contiguous()
+        tokens, width = x_ND.shape
+        order_N = torch.empty(tokens, dtype=torch.int32)
+        piece, met = (recycled((tokens * depth, numbers), torch.int32) for numbers in (PIECE, MET))
+        block_piece = torch.empty(-(-tokens // BLOCK) + 1, dtype=torch.int32)
+        counts = torch.empty(2, dtype=torch.int64)
+        plan = (order_N, piece, met, block_piece)
+        tree = (node_branch_M, word_branch_V, word_rank_V, len(word_branch_V), depth)
+        LIBRARY.call("plan", *tree, target_N.contiguous(), tokens, *plan, counts)
+        ctx.met_nodes, pairs = counts.tolist()
+        if ctx.met_nodes < 0:
+            raise ValueError(f"target holds {pairs}: words are from 0 to {len(word_branch_V) - 1}")
+        slope_P, nll_N = x_ND.new_empty(pairs), x_ND.new_empty(tokens)
+        parameters = (x.to(x_ND.dtype).contiguous() for x in (weight_MD, bias_M, pace_M))
+        LIBRARY.call(
+            f"forward_{C_TYPES[x_ND.dtype]}",
+            *(*plan, tokens, x_ND, *parameters, width, torch.get_num_threads(), slope_P, nll_N),
+        )
+        ctx.save_for_backward(hidden_ND, weight_MD, bias_M, slope_P, *plan)
+        ctx.sparse = sparse
+        return nll_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream_N):
+        hidden_ND, weight_MD, bias_M, slope_P, *plan = ctx.saved_tensors
+        x_ND = upcast(hidden_ND).contiguous()
+        tokens, width = x_ND.shape
+        if ctx.sparse:
+            node_U = torch.empty(ctx.met_nodes, dtype=torch.int64)
+            LIBRARY.call("numbers_met", plan[2], ctx.met_nodes, node_U)
+            rows = ctx.met_nodes
+        else:
+            node_U, rows = None, len(weight_MD)
+        shapes = ((tokens, width), (rows, width), (rows, 1))
+        found = [
+            empty_rows(x_ND, *shape) if needed else None
+            for shape, needed in zip(shapes, ctx.needs_input_grad, strict=False)
+        ]
+        if not ctx.sparse:  # rows of nodes that no path meets
+            for gradient in found[1:]:
+                if gradient is not None:
+                    gradient.zero_()
+        LIBRARY.call(
+            f"backward_{C_TYPES[x_ND.dtype]}",
+            *(*plan, tokens, x_ND, weight_MD.to(x_ND.dtype).contiguous(), slope_P, upstream_N.contiguous()),
+            *(width, ctx.met_nodes, int(not ctx.sparse), torch.get_num_threads(), *found),
+        )
+        to_hidden_ND, to_weight, to_bias = (
+            None if gradient is None else gradient.view(len(gradient), *like.shape[1:]).to(like.dtype)
+            for gradient, like in zip(found, (hidden_ND, weight_MD, bias_M), strict=True)
+        )
+        if ctx.sparse:
+            to_weight = None if to_weight is None else spread(to_weight, node_U, weight_MD)
+            to_bias = None if to_bias is None else spread(to_bias, node_U, bias_M)
+        return to_hidden_ND, to_weight, to_bias, *[None] * 7

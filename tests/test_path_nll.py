@@ -1,0 +1,217 @@
+"""The compiled path likelihood against the reference, and the reference's arithmetic against float64."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from lvsoftmax.ops import partition
+from lvsoftmax.ops.path_nll import BACKENDS, native, path_nll
+
+pytestmark = pytest.mark.skipif(
+    native.LIBRARY.obstacle(torch.device("cpu")) is not None, reason="the kernel cannot run here"
+)
+
+GENERATOR = np.random.default_rng(0)
+VOCAB = 150
+TREES = {
+    "two": partition.huffman_tree(np.array([3, 1])),
+    "three": partition.huffman_tree(np.array([3, 1, 1])),
+    "zipf": partition.huffman_tree(1000 // np.arange(1, VOCAB + 1)),
+    "balanced": partition.balanced_tree(GENERATOR.permutation(VOCAB)),
+    "deep": partition.huffman_tree(2.0 ** np.arange(70, 0, -1)),
+    "arranged": partition.arranged_huffman_tree(GENERATOR.normal(size=(VOCAB, 3)), 1000 // np.arange(1, VOCAB + 1)),
+}
+for_every_tree = pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
+BOTH = ("cpp", "eager")
+
+
+def problem(tree, tokens: int, width: int, dtype=torch.float32) -> dict:
+    generator = torch.Generator().manual_seed(tokens + width)
+    nodes = len(tree.node_branch)
+
+    def normal(*size):
+        return torch.randn(*size, generator=generator, dtype=torch.float64).to(dtype)
+
+    target = torch.randint(nodes + 1, (tokens,), generator=generator)
+    target[tokens // 2 :] = target[tokens // 2 :] // 8  # many of few words
+    return {
+        "hidden_ND": normal(tokens, width),
+        "weight_MD": normal(nodes, width) / math.sqrt(width),
+        "bias_M": normal(nodes),
+        "pace_M": normal(nodes).abs() + 0.1,
+        "node_branch_M": torch.from_numpy(tree.node_branch),
+        "word_branch_V": torch.from_numpy(tree.word_branch),
+        "word_rank_V": torch.from_numpy(partition.leaf_ranks(tree)),
+        "depth": int(partition.depths(tree).max()),
+        "target_N": target,
+    }
+
+
+def step(given: dict, backend: str, *, sparse: bool = True, upstream=None, wanted=(True, True, True)) -> list:
+    """Values, and the gradients of hidden, weight and bias."""
+    variables = [given[name].clone().requires_grad_(want) for name, want in zip(list(given)[:3], wanted, strict=True)]
+    nll = path_nll(*variables, **dict(list(given.items())[3:]), sparse=sparse, backend=backend)
+    if upstream is None:
+        upstream = torch.linspace(-1, 2, len(nll), dtype=nll.dtype)
+    asked = [variable for variable, want in zip(variables, wanted, strict=True) if want]
+    return [nll.detach(), *torch.autograd.grad(nll, asked, upstream)]
+
+
+def in_double(given: dict) -> dict:
+    return {name: x.double() if torch.is_tensor(x) and x.is_floating_point() else x for name, x in given.items()}
+
+
+def error(found, truth) -> float:
+    return (found.to_dense().double() - truth.to_dense().double()).abs().max().item() if truth.numel() else 0.0
+
+
+# -- against the reference --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.parametrize(("tokens", "width"), [(0, 5), (1, 1), (2, 3), (31, 16), (32, 17), (33, 64), (130, 65)])
+@for_every_tree
+def test_kernel_errs_no_more_than_the_reference(tree, tokens, width, sparse):
+    given = problem(tree, tokens, width)
+    truth = step(in_double(given), "eager", sparse=False)
+    kernel, reference = (step(given, backend, sparse=sparse) for backend in BOTH)
+    for name, one, other, exact in zip(("nll", "hidden", "weight", "bias"), kernel, reference, truth, strict=True):
+        assert one.is_sparse == other.is_sparse and one.dtype == other.dtype and one.shape == other.shape, name
+        assert error(one, exact) <= 2 * error(other, exact) + 1e-6, name
+        if one.is_sparse:
+            assert one.is_coalesced()
+            assert torch.equal(one.indices(), other.indices()), name
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+@for_every_tree
+def test_kernel_equals_the_reference_in_float64(tree, sparse):
+    given = problem(tree, 77, 19, torch.float64)
+    for one, other in zip(*(step(given, backend, sparse=sparse) for backend in BOTH), strict=True):
+        torch.testing.assert_close(one.to_dense(), other.to_dense(), rtol=1e-12, atol=1e-12)
+
+
+def test_equal_targets_share_their_whole_path():
+    given = problem(TREES["zipf"], 100, 8) | {"target_N": torch.full((100,), VOCAB - 1)}
+    for one, other in zip(*(step(given, backend) for backend in BOTH), strict=True):
+        torch.testing.assert_close(one.to_dense(), other.to_dense(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("wanted", [(True, False, False), (False, True, False), (False, False, True)])
+@pytest.mark.parametrize("sparse", [True, False])
+def test_one_gradient_alone(sparse, wanted):
+    given = problem(TREES["zipf"], 50, 12)
+    for one, other in zip(*(step(given, backend, sparse=sparse, wanted=wanted) for backend in BOTH), strict=True):
+        torch.testing.assert_close(one.to_dense(), other.to_dense(), rtol=1e-5, atol=1e-5)
+
+
+def test_strided_inputs():
+    given = problem(TREES["zipf"], 80, 24)
+    strided = given | {
+        "hidden_ND": given["hidden_ND"].T.contiguous().T,
+        "weight_MD": given["weight_MD"].T.contiguous().T,
+        "bias_M": given["bias_M"].repeat_interleave(2)[::2],
+        "target_N": given["target_N"].repeat_interleave(2)[::2],
+    }
+    upstream = torch.tensor(0.3).expand(80)
+    for one, other in zip(step(given, "cpp", upstream=upstream), step(strided, "cpp", upstream=upstream), strict=True):
+        assert torch.equal(one.to_dense(), other.to_dense())
+
+
+def test_a_bfloat16_hidden_vector_is_that_number_in_float32():
+    given = problem(TREES["zipf"], 60, 24)
+    rounded = given["hidden_ND"].bfloat16()
+    low = step(given | {"hidden_ND": rounded}, "cpp")
+    high = step(given | {"hidden_ND": rounded.float()}, "cpp")
+    assert low[0].dtype == torch.float32 and low[1].dtype == torch.bfloat16
+    assert torch.equal(low[1], high[1].bfloat16())
+    assert torch.equal(low[0], high[0])
+    assert torch.equal(low[2].to_dense(), high[2].to_dense())
+
+
+# -- threads and memory -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tokens", [1, 40, 1000])
+@pytest.mark.parametrize("sparse", [True, False])
+def test_the_number_of_threads_changes_no_bit(sparse, tokens):
+    given = problem(TREES["zipf"], tokens, 20)
+    alone = step(given, "cpp", sparse=sparse)
+    for threads in (2, 3, 7):
+        torch.set_num_threads(threads)
+        for one, other in zip(alone, step(given, "cpp", sparse=sparse), strict=True):
+            assert torch.equal(one.to_dense(), other.to_dense())
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_every_number_is_written(sparse, monkeypatch):
+    """On memory full of what is not a number."""
+    given = problem(TREES["zipf"], 100, 20)
+    clean = step(given, "cpp", sparse=sparse)
+    monkeypatch.setattr(native, "recycled", lambda shape, dtype: torch.empty(shape, dtype=dtype))
+    torch.use_deterministic_algorithms(True)  # fills fresh memory so
+    try:
+        assert torch.empty(3).isnan().all()
+        poisoned = step(given, "cpp", sparse=sparse)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for one, other in zip(clean, poisoned, strict=True):
+        assert torch.equal(one.to_dense(), other.to_dense())
+
+
+def test_gradients_live_on_after_the_next_step():
+    """Recycled memory must not serve again while somebody holds it."""
+    given = problem(TREES["balanced"], 4000, 128)
+    first = step(given, "cpp")
+    kept = [x.to_dense().clone() for x in first]
+    step(given | {"hidden_ND": -given["hidden_ND"]}, "cpp")
+    for one, other in zip(first, kept, strict=True):
+        assert torch.equal(one.to_dense(), other)
+
+
+# -- arithmetic -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BOTH)
+def test_decisions_keep_their_digits_however_sure(backend):
+    """``log(1 + exp(-s))`` and its slope for scores from sure to surely wrong, to the last digits of float32."""
+    smallest = torch.finfo(torch.float32).tiny
+    score = torch.cat([torch.linspace(-200, 200, 4001), torch.linspace(-3, 3, 3001)]).double()
+    given = problem(TREES["two"], len(score), 1)
+    given |= {"hidden_ND": score.float()[:, None], "weight_MD": torch.ones(1, 1), "bias_M": torch.zeros(1)}
+    given |= {"pace_M": torch.ones(1), "target_N": torch.full((len(score),), int(given["word_branch_V"].argmin()))}
+    nll, slope, *_ = step(given, backend, upstream=torch.ones(len(score)))
+    score = score.float().double()
+    torch.testing.assert_close(
+        nll.double(), torch.logaddexp(torch.zeros(()).double(), -score), rtol=6e-7, atol=smallest
+    )
+    torch.testing.assert_close(slope[:, 0].double(), -torch.sigmoid(-score), rtol=6e-7, atol=smallest)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_what_is_not_finite_is_not_hidden(wrong):
+    given = problem(TREES["zipf"], 40, 8)
+    given["hidden_ND"][7, 3] = wrong
+    found = step(given, "cpp")
+    assert not found[0][7].isfinite() or wrong == math.inf
+    assert found[0][torch.arange(40) != 7].isfinite().all()
+    assert not found[2].to_dense().isfinite().all()
+
+
+# -- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("word", [-1, VOCAB, 2**40])
+def test_a_target_outside_the_vocabulary_is_named(word):
+    given = problem(TREES["zipf"], 5, 8)
+    given["target_N"][3] = word
+    with pytest.raises(ValueError, match=rf"^target holds {word}: words are from 0 to {VOCAB - 1}$"):
+        step(given, "cpp")
+
+
+def test_an_unknown_backend_is_named():
+    with pytest.raises(ValueError, match="^backend='gpu': choose one of auto, cpp, eager$"):
+        step(problem(TREES["two"], 1, 1), "gpu")
+    assert BACKENDS.choose("auto", "cpu") == "cpp"
