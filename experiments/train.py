@@ -13,14 +13,16 @@ import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
+from torch import Tensor
 from tqdm import tqdm
 
 from experiments.cli import CONFIGS, guarded, one_line_errors, resolved
 from experiments.timing import DeviceClock
 from experiments.tracking import Tracker
-from lvsoftmax.cost import peak_bytes, reset_peak
-from lvsoftmax.data.batches import ContiguousBatches
+from lvsoftmax.cost import count_work, peak_bytes, reset_peak
+from lvsoftmax.data.batches import Batch, ContiguousBatches
 from lvsoftmax.evaluate import evaluate, temperature_of
+from lvsoftmax.layer import OutputLayer
 from lvsoftmax.optim import clip_gradient_norm
 from lvsoftmax.runs import RunFolder, build, build_model, folder_for, given, identity, stream
 
@@ -229,6 +231,18 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
     save()
     bar.close()
 
+    # What a step costs, counted on the last one: in plain PyTorch, since other backends work out of sight.
+    last = batches[(step - 1) % steps_per_epoch * optim["accumulate"]]
+    counted = output
+    if step == first_step:  # resumed at its budget's end
+        output.observe(last.target.flatten().to(device))
+    if "backend" in config["output"]:
+        counts = torch.from_numpy(corpus.vocabulary.counts)
+        counted = build_model({**config, "backend": "eager"}, counts, arrays).output.to(device)
+        counted.load_state_dict(output.state_dict())
+    with autocast(config, device):
+        flops = output_flops(counted, model.hidden(last.input.to(device), None)[0], last, device)
+
     # Finish: exact evaluation of everything, then the result, whose existence means done. The temperature that the test
     # is tried at comes from the validation text.
     with autocast(config, device):
@@ -242,6 +256,7 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
         "train": {
             "tokens": step * tokens_per_step, "seconds": seconds, "tokens_per_second": step * tokens_per_step / seconds,
             "output_share": output_seconds / seconds, "steps": step, "epochs": step / steps_per_epoch,
+            "output_flops_per_token": flops,
         },
         "memory": {"peak_bytes": peak},
         "parameters": sizes | {"embedding": sizes["total"] - sizes["output"] - sizes["backbone"]},
@@ -253,6 +268,16 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
         f"{result['train']['tokens_per_second']:,.0f} tokens/s"
     )
     return result
+
+
+def output_flops(output: OutputLayer, hidden: Tensor, batch: Batch, device: torch.device) -> float:
+    """Return the operations of the training loss and its gradients in the output layer, counted, for each token."""
+    leaf = hidden.detach().requires_grad_()
+    target, previous = batch.target.flatten().to(device), batch.input.flatten().to(device)
+    weight = torch.full(target.shape, 1 / len(target), device=device)
+    work = count_work(lambda: output.loss(leaf, target, weight, previous).backward())
+    output.zero_grad()
+    return work.flops / len(target)
 
 
 def check(config: dict[str, Any]) -> None:

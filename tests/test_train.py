@@ -101,6 +101,7 @@ def test_a_run_leaves_what_was_promised(overrides):
     assert result["test"]["tokens"] == 30 * 13
     assert result["test"]["perplexity"] < result["test"]["unigram_perplexity"]
     assert 0 < result["train"]["output_share"] < 1
+    assert result["train"]["output_flops_per_token"] == 6 * 16 * result["vocabulary"]
     assert result["parameters"]["total"] == sum(p.numel() for p in runs.load(folder).parameters())
 
 
