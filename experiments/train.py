@@ -243,7 +243,7 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
     with autocast(config, device):
         flops = output_flops(counted, model.hidden(last.input.to(device), None)[0], last, device)
 
-    # Finish: exact evaluation of everything, then the result, whose existence means done. The temperature that the test
+    # Finish: exact evaluation, then the result, whose existence means done. The temperature that the test
     # is tried at comes from the validation text.
     with autocast(config, device):
         temperature = temperature_of(model, pieces(corpus.valid))
@@ -251,8 +251,8 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
     result = {
         "status": "finished",
         "vocabulary": len(corpus.vocabulary),
-        "valid": evaluation(corpus.valid, temperature=temperature),
-        "test": evaluation(corpus.test, temperature=temperature),
+        "valid": evaluation(corpus.valid, config["evaluate"]["final_tokens"], temperature=temperature),
+        "test": evaluation(corpus.test, config["evaluate"]["final_tokens"], temperature=temperature),
         "train": {
             "tokens": step * tokens_per_step, "seconds": seconds, "tokens_per_second": step * tokens_per_step / seconds,
             "output_share": output_seconds / seconds, "steps": step, "epochs": step / steps_per_epoch,

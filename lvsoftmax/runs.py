@@ -73,6 +73,9 @@ def identity(config: Mapping[str, Any], corpus_digest: str, *, follows_budget: b
     decisive["output"] = {key: value for key, value in config["output"].items() if key != "backend"}
     for name, folder in runs_asked(config).items():
         decisive["output"][name] = _identity_in(folder)
+    # A field that is younger than many a run counts only where it is set, so that those runs are found again.
+    unset = {"final_tokens": None}.items()
+    decisive["evaluate"] = {key: value for key, value in config["evaluate"].items() if (key, value) not in unset}
     if follows_budget:
         decisive["budget"] = config["budget"]
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

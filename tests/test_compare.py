@@ -10,7 +10,7 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
-from experiments import compare
+from experiments import compare, study
 from experiments.cli import CONFIGS, guarded, resolved
 from experiments.comparison import read
 from experiments.train import train
@@ -38,19 +38,22 @@ def words(text, tmp_path):
 @pytest.fixture
 def trained(monkeypatch):
     """Train in this process instead of a new one; the list says what was trained. A layer in ``broken`` crashes."""
-    log = SimpleNamespace(jobs=[], broken=set())
+    log = SimpleNamespace(jobs=[], configs=[], threads=[], broken=set())
 
-    def run(command, **_):
+    def run(command, env, **_):
         assert command[:3] == [sys.executable, "-m", "experiments.train"]
         composed = compose("train", command[3:], return_hydra_config=True)
         config = resolved(composed, composed.hydra.runtime.choices)
         layer = config["name"]["output"]
         log.jobs.append((layer, config["seed"]))
+        log.configs.append(config)
+        log.threads.append(env.get("OMP_NUM_THREADS"))
         if layer in log.broken:
             return subprocess.CompletedProcess(command, -9)
         return subprocess.CompletedProcess(command, 0 if train(config) else 1)
 
     monkeypatch.setattr(compare, "subprocess", SimpleNamespace(run=run, DEVNULL=None))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     return log
 
 
@@ -147,13 +150,13 @@ def test_mistakes_end_in_one_line_before_anything_runs(word, message, words, tra
 
 def test_layers_by_pattern_are_taken_once_in_order():
     there = sorted(file.stem for file in (CONFIGS / "output").glob("*.yaml"))
-    assert compare.expand(["*"]) == there
-    assert compare.expand(["sampled_softmax", "*", "no_such_layer*"])[0] == "sampled_softmax"
-    assert sorted(compare.expand(["sampled_softmax", "*"])) == there
+    assert study.expand(["*"]) == there
+    assert study.expand(["sampled_softmax", "*", "no_such_layer*"])[0] == "sampled_softmax"
+    assert sorted(study.expand(["sampled_softmax", "*"])) == there
 
 
 def test_settings_of_a_layer_follow_its_name_and_are_crossed():
-    assert compare.expand(["sampled_softmax output.samples=4,8 output.power=0.5,1.0", "sampled_softmax"]) == [
+    assert study.expand(["sampled_softmax output.samples=4,8 output.power=0.5,1.0", "sampled_softmax"]) == [
         "sampled_softmax output.samples=4 output.power=0.5",
         "sampled_softmax output.samples=4 output.power=1.0",
         "sampled_softmax output.samples=8 output.power=0.5",
@@ -162,7 +165,7 @@ def test_settings_of_a_layer_follow_its_name_and_are_crossed():
     ]
     for setting in ("batch.size=3", "output.samples", "seed=2"):
         with pytest.raises(ValueError, match=f"{setting} is no setting of an output layer"):
-            compare.expand([f"sampled_softmax {setting}"])
+            study.expand([f"sampled_softmax {setting}"])
 
 
 def test_variants_of_a_layer_are_runs_of_their_own(words, trained, monkeypatch, capsys):
@@ -176,9 +179,9 @@ def test_variants_of_a_layer_are_runs_of_their_own(words, trained, monkeypatch, 
 @pytest.mark.parametrize("file", sorted((CONFIGS / "study").glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_preset_composes_for_every_layer(file):
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        study = compose("compare", [f"study={file.stem}"]).study
-        assert study.name == file.stem
-        for layer in compare.expand(study.layers):
+        preset = compose("compare", [f"study={file.stem}"]).study
+        assert preset.name == file.stem
+        for layer in study.expand(preset.layers):
             name, *settings = layer.split()
             config = compose("train", [f"study={file.stem}", f"output={name}", *settings])
             assert sum(value is not None for value in config.budget.values()) == 1
@@ -190,3 +193,146 @@ def test_the_runs_of_a_study_train_in_processes_of_their_own(words, tmp_path):
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "outputs" / "text").iterdir()
     assert read(folder).result["train"]["tokens"] == 400
+
+
+SEARCH = ["study.search={rates:[0.3,1,1e33],budget:0.5,seed:1}", "study.seeds=[1,2]"]
+
+
+def record(tmp_path, name="smoke-text"):
+    return json.loads((tmp_path / "outputs" / "studies" / name / "study.json").read_text())
+
+
+def test_each_layer_gets_the_rate_that_validates_best_after_the_same_trials(
+    words, trained, monkeypatch, capsys, tmp_path
+):
+    """The rates are tried at half the budget; an absurd one loses, whatever its losses were before."""
+    layers = ["full_softmax", "sampled_softmax"]
+    line = ["study=smoke", f"study.layers=[{','.join(layers)}]", *SEARCH, *words, "optim.clip=null"]
+    status, _, err = program(monkeypatch, capsys, *line)
+    assert status == 0, err
+    # Seed by seed, and the trials of a layer right before its first run.
+    assert trained.jobs == [(layer, 1) for layer in layers for _ in range(4)] + [(layer, 2) for layer in layers]
+    trials = [config for config in trained.configs if config["budget"]["tokens"] == 200]
+    runs = [config for config in trained.configs if config["budget"]["tokens"] == 400]
+    assert [config["optim"]["learning_rate"] for config in trials] == 2 * [0.03, 0.1, 1e32]
+    assert all(config["evaluate"]["final_tokens"] == config["evaluate"]["tokens"] for config in trials)
+    assert all(config["evaluate"]["final_tokens"] is None for config in runs)
+
+    found = record(tmp_path)
+    assert [entry["layer"] for entry in found["layers"]] == layers
+    assert found["budget"] == {"epochs": None, "tokens": 400, "seconds": None}
+    for entry in found["layers"]:
+        losses = [trial["valid_nll"] for trial in entry["search"]]
+        assert losses[2] is None and None not in losses[:2]
+        for trial, loss in zip(entry["search"][:2], losses, strict=False):
+            result = json.loads((tmp_path / "outputs" / trial["run"] / "result.json").read_text())
+            assert loss == result["valid"]["nll"] and trial["seconds"] == result["train"]["seconds"]
+        best = losses.index(min(losses[:2]))
+        assert entry["learning_rate"] == [0.03, 0.1][best] and entry["edge"] == (best == 0)
+        rates = [config["optim"]["learning_rate"] for config in runs if config["name"]["output"] == entry["layer"]]
+        assert rates == 2 * [entry["learning_rate"]]
+    assert len(found["runs"]) == 4 and not found["smoke"]
+    assert all((tmp_path / "outputs" / name / "result.json").exists() for name in found["runs"])
+
+    count = len(trained.jobs)
+    status, out, _ = program(monkeypatch, capsys, *line)
+    assert status == 0 and len(trained.jobs) == count and out.count("done before") == count
+    assert record(tmp_path) == found
+
+
+def test_a_study_cut_short_goes_on_in_the_middle_of_a_search(words, trained, monkeypatch, capsys, tmp_path):
+    """A crash in every run but one's own stands for a kill: what is missing afterwards is what is run."""
+    line = ["study=smoke", "study.layers=[full_softmax,sampled_softmax]", *SEARCH, *words, "optim.clip=null"]
+    trained.broken.add("sampled_softmax")
+    status, out, _ = program(monkeypatch, capsys, *line)
+    # Without its trials a layer has no rate, and is not run at another.
+    assert (
+        status == 1 and trained.jobs.count(("sampled_softmax", 1)) == 3 and ("sampled_softmax", 2) not in trained.jobs
+    )
+    entry = record(tmp_path)["layers"][1]
+    assert entry == {"layer": "sampled_softmax", "search": [], "learning_rate": None, "edge": False}
+    trained.broken.clear()
+    trained.jobs.clear()
+    status, *_ = program(monkeypatch, capsys, *line)
+    assert status == 0 and trained.jobs == [("sampled_softmax", 1)] * 4 + [("sampled_softmax", 2)]
+    assert record(tmp_path)["layers"][1]["learning_rate"] in (0.03, 0.1)
+
+
+def test_a_layer_that_diverges_at_every_rate_is_not_run_and_named(words, trained, monkeypatch, capsys, tmp_path):
+    search = "study.search={rates:[1e32,1e33],budget:0.5,seed:1}"
+    line = ["study=smoke", "study.layers=[full_softmax]", search, *words, "optim.clip=null"]
+    status, out, _ = program(monkeypatch, capsys, *line)
+    assert status == 0 and "no learning rate: full_softmax diverged in every trial" in out
+    assert len(trained.jobs) == 2
+    (entry,) = record(tmp_path)["layers"]
+    assert [trial["valid_nll"] for trial in entry["search"]] == [None, None]
+    assert entry["learning_rate"] is None and not entry["edge"]
+
+
+def test_layers_that_are_not_compared_run_a_few_steps_and_are_labelled(words, trained, monkeypatch, capsys, tmp_path):
+    smoke = "study.smoke={layers:[full*,spherical*,sig*],tokens:80}"
+    line = ["study=smoke", "study.layers=['full_softmax output.bias=false']", smoke, *words]
+    status, out, _ = program(monkeypatch, capsys, *line)
+    assert status == 0 and trained.jobs == [("full_softmax", 1), ("spherical_softmax", 1), ("sig_softmax", 1)]
+    found = record(tmp_path)
+    smoked = [name.split("/")[1].split("-")[0] for name in found["smoke"]]
+    assert len(found["runs"]) == 1 and smoked == ["spherical_softmax", "sig_softmax"]
+    assert read(tmp_path / "outputs" / found["smoke"][0]).result["train"]["tokens"] == 80
+    assert "Sig softmax" not in out
+
+
+def test_runs_that_are_finished_elsewhere_are_taken_from_there(words, trained, monkeypatch, capsys, tmp_path):
+    line = ["study=smoke", "study.layers=[full_softmax,sampled_softmax]", *words]
+    program(monkeypatch, capsys, *line)
+    (tmp_path / "outputs").rename(tmp_path / "shipped")
+    other = next((tmp_path / "shipped" / "text").glob("sampled*"))
+    (other / "result.json").unlink()
+    line.append(f"study.finished=[{tmp_path}/nowhere,{tmp_path}/shipped]")
+    status, out, _ = program(monkeypatch, capsys, *line)
+    source = next((tmp_path / "shipped" / "text").glob("full*"))
+    assert status == 0 and f"full_softmax, seed 1: taken from {source}: test perplexity" in out
+    assert trained.jobs == [("full_softmax", 1), ("sampled_softmax", 1), ("sampled_softmax", 1)]
+    copied = tmp_path / "outputs" / "text" / source.name
+    assert sorted(file.name for file in copied.iterdir()) == sorted(study.KEPT)
+    # The same digits are not enough, and neither is a part of the budget.
+    identity = json.loads((source / "environment.json").read_text())
+    (source / "environment.json").write_text(json.dumps(identity | {"identity": "0" * 64}))
+    line += [f"run.root={tmp_path}/again"]
+    status, out, _ = program(monkeypatch, capsys, *line, "budget.tokens=800")
+    assert status == 0 and "taken from" not in out and len(trained.jobs) == 5
+
+
+def test_the_number_of_threads_is_that_of_the_study(words, trained, monkeypatch, capsys):
+    line = ["study=smoke", "study.layers=[full_softmax]", *words]
+    program(monkeypatch, capsys, *line, "study.threads=3")
+    program(monkeypatch, capsys, *line, "study.seeds=[2]")
+    assert trained.threads == ["3", None]
+
+
+@pytest.mark.parametrize(
+    "word, message",
+    [
+        ("study.search={rates:[],budget:0.2,seed:1}", "study.search.rates=[]: must be factors above 0"),
+        ("study.search={rates:[1,-1],budget:0.2,seed:1}", "study.search.rates=[1, -1]: must be factors above 0"),
+        ("study.search={rates:3,budget:0.2,seed:1}", "study.search.rates=3: must be a list"),
+        ("study.search={rates:[1],budget:2,seed:1}", "study.search.budget=2: must be a share of the budget, in (0, 1]"),
+        ("study.smoke={layers:[sig_sofmax],tokens:9}", "no such output layer; did you mean sig_softmax"),
+        ("study.finished=here", "study.finished=here: must be a list"),
+    ],
+)
+def test_mistakes_in_a_search_end_in_one_line(word, message, words, trained, monkeypatch, capsys, tmp_path):
+    status, out, err = program(monkeypatch, capsys, "study=smoke", *words, word)
+    assert status == 2 and out == "" and message in err and err.count("\n") == 1
+    assert not trained.jobs and not (tmp_path / "outputs").exists()
+
+
+def test_the_best_of_some_infinite_losses_is_the_best_when_smoothed():
+    def trial(nll, coverage, smoothed):
+        valid = {"nll": nll, "coverage": coverage, "epsilon_perplexity": smoothed}
+        return SimpleNamespace(run=SimpleNamespace(result={"valid": valid}))
+
+    lost = SimpleNamespace(run=SimpleNamespace(result=None))
+    assert study.choice([trial(3.0, 1.0, 9.0), trial(2.0, 1.0, 10.0), lost]) == 1
+    assert study.choice([trial(float("inf"), 0.9, 9.0), trial(2.0, 1.0, 10.0), lost]) == 0
+    assert study.choice([lost, lost]) is None
+    assert study.choice([trial(3.0, 1.0, 9.0), SimpleNamespace(run=None)]) is None
