@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -378,3 +380,34 @@ def test_autocast_rounds_no_likelihoods():
         result = evaluate(model, batches(ids), counts=COUNTS)
         short = evaluate(model, batches(ids), counts=COUNTS, full=False)
     assert result["nll"] == pytest.approx(short["nll"], rel=1e-6)
+
+
+def test_the_memory_of_a_block_is_given_to_the_next():
+    """Numbers that are kept from each of 60 blocks of 16 MiB pin none of them; a fresh process tells."""
+    program = """if True:
+        import numpy as np, torch
+        from lvsoftmax.data.batches import ContiguousBatches
+        from lvsoftmax.evaluate import evaluate
+        from lvsoftmax.layers.full_softmax import FullSoftmax
+        from lvsoftmax.models.language_model import LanguageModel
+        from lvsoftmax.models.lstm import LSTM
+
+        def resident():
+            with open("/proc/self/statm") as file:
+                return int(file.read().split()[1]) * 4096 / 2**20
+
+        counts = torch.arange(20_000, 0, -1)
+        model = LanguageModel(LSTM(hidden_size=8, layers=1), FullSoftmax(8, counts))
+
+        def measure(tokens):
+            ids = np.random.default_rng(0).integers(0, 20_000, tokens).astype(np.int32)
+            batches = ContiguousBatches(ids, 8, 100, start=0, complete=True)
+            evaluate(model, batches, counts=counts, temperature=1.1)
+
+        measure(800)
+        before = resident()
+        measure(12_000)
+        print(resident() - before)
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 100

@@ -10,12 +10,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from wandb.proto import wandb_internal_pb2
 
+from experiments import train as runs_of_train
 from experiments.cli import compose_config, guarded
 from experiments.comparison import read
 from experiments.evaluate import evaluate_run
@@ -478,3 +480,39 @@ def test_the_first_budget_reached_ends_the_run():
     budget = {"epochs": 10, "tokens": 1000, "seconds": None}
     assert spent(budget, tokens=500, epochs=1, seconds=1e9) == 0.5
     assert spent(budget, tokens=10, epochs=9, seconds=0) == 0.9
+
+
+def test_the_final_evaluation_reads_as_much_as_it_is_told(overrides, tmp_path):
+    """Such a run is another than one that reads everything; one that reads everything is what it was before."""
+    short = config(overrides, "budget.epochs=0.2", "evaluate.final_tokens=150")
+    result = train(short)
+    assert result["valid"]["tokens"] == result["test"]["tokens"] == 150
+    whole = config(overrides, "budget.epochs=0.2")
+    older = whole | {"evaluate": {key: value for key, value in whole["evaluate"].items() if key != "final_tokens"}}
+    same = [runs.identity(each, "corpus", follows_budget=False) for each in (whole, older, short)]
+    assert same[0] == same[1] != same[2]
+
+
+def test_seconds_are_those_of_training_and_go_on_after_a_kill(overrides, tmp_path, monkeypatch):
+    """Evaluations take no part of a budget in seconds, and what a killed process had used is used."""
+    original, clock = runs_of_train.evaluate, SimpleNamespace(now=0.0)
+
+    def slow(*args, **options):
+        clock.now += 1000.0
+        return original(*args, **options)
+
+    def tick():
+        clock.now += 0.5  # read at both ends of a step, which so takes half a second
+        return clock.now
+
+    monkeypatch.setattr(runs_of_train, "evaluate", slow)
+    monkeypatch.setattr(runs_of_train, "perf_counter", tick)
+    words = ["budget.epochs=null", "evaluate.every_tokens=null", "evaluate.every_seconds=4", f"run.dir={tmp_path}/run"]
+    first = train(config(overrides, *words, "budget.seconds=10"))
+    assert first["train"]["seconds"] == 10 and first["train"]["steps"] == 20
+    (tmp_path / "run" / "result.json").unlink()
+    second = train(config(overrides, *words, "budget.seconds=25"))
+    assert second["train"]["seconds"] == 25 and second["train"]["steps"] == 50
+    valid = [line for line in map(json.loads, (tmp_path / "run" / "metrics.jsonl").open()) if line["kind"] == "valid"]
+    # Every 4 seconds, and at the end of each budget; the epoch's end comes at 16 seconds.
+    assert [line["seconds"] for line in valid] == [4, 8, 10, 12, 16, 20, 24, 25]
