@@ -513,6 +513,7 @@ def test_seconds_are_those_of_training_and_go_on_after_a_kill(overrides, tmp_pat
     (tmp_path / "run" / "result.json").unlink()
     second = train(config(overrides, *words, "budget.seconds=25"))
     assert second["train"]["seconds"] == 25 and second["train"]["steps"] == 50
-    valid = [line for line in map(json.loads, (tmp_path / "run" / "metrics.jsonl").open()) if line["kind"] == "valid"]
+    lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    valid = [line for line in lines if line["kind"] == "valid"]
     # Every 4 seconds, and at the end of each budget; the epoch's end comes at 16 seconds.
     assert [line["seconds"] for line in valid] == [4, 8, 10, 12, 16, 20, 24, 25]
