@@ -1,195 +1,127 @@
-"""Run folders, read and made comparable: which runs take part, and every number that is told about them.
+"""Runs made comparable: which take part, under which setting, and every number that is told about them.
 
-Imports no torch.
+Runs of one setting (text, backbone, budget) are compared; what is averaged is one output layer over its seeds. Imports
+no torch.
 """
 
 import dataclasses
 import itertools
 import json
 import math
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
 from experiments import wording
-from lvsoftmax import strict_json
+from experiments.reading import Run, RunError, differing, flat, read
+from experiments.statistics import Difference, Interval, judged
+from experiments.studies import StudyRecord
 
 REFERENCE = "full_softmax"
 """The output layer that the others are measured against."""
-
-NOT_CONDITIONS = ("output.", "name.output", "name.study", "seed", "run.", "wandb.", "study", "progress", "data.cache")
-"""Settings that are no condition of a comparison: what is compared, where it is written and who watches."""
-
-NOT_ENVIRONMENT = ("command", "identity", "backend")
-"""The same of the environment."""
-
-
-class RunError(ValueError):
-    """A run folder that cannot take part in a comparison; the message says why."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """One run folder, read.
-
-    Attributes:
-        folder: where it lies.
-        config: the resolved configuration.
-        environment: revision, versions, machine.
-        curve: the validations, in training order: ``step tokens seconds perplexity ...`` each.
-        result: ``result.json``; None for a run that diverged.
-        diverged: ``step tokens seconds`` at the end of a run that diverged; None otherwise.
-    """
-
-    folder: Path
-    config: dict[str, Any]
-    environment: dict[str, Any]
-    curve: tuple[dict[str, Any], ...]
-    result: dict[str, Any] | None
-    diverged: dict[str, Any] | None
-
-    @property
-    def name(self) -> str:
-        """The corpus' folder and the run's own."""
-        return "/".join(self.folder.resolve().parts[-2:])
-
-    @property
-    def layer(self) -> str:
-        """The name of the output layer's configuration."""
-        return self.config["name"]["output"]
-
-    @property
-    def seed(self) -> int:
-        """The seed of backbone, batches and dropout."""
-        return self.config["seed"]
-
-    @property
-    def corpus(self) -> dict[str, Any]:
-        """What identifies the text; runs are comparable where they agree on everything that both know."""
-        known = {"name": self.config["name"]["data"]}
-        if self.result:
-            known["vocabulary"] = self.result["vocabulary"]
-            known |= {f"number of {part} tokens": self.result[part]["tokens"] for part in ("valid", "test")}
-            known["unigram perplexity"] = round(self.result["test"]["unigram_perplexity"], 3)
-        return known
-
-    @property
-    def lacks_words(self) -> bool:
-        """Whether the text has words to which the model gives the probability zero, and so infinite perplexity."""
-        return bool(self.result) and self.result["test"].get("coverage", 1.0) < 1
-
-    def record(self) -> dict[str, Any]:
-        """Return the run as one unrounded line of a table; None for what a diverged run has not."""
-        result, last = self.result, self.diverged
-        line: dict[str, Any] = {"layer": self.layer, "seed": self.seed, "status": "finished" if result else "diverged"}
-        for part in ("valid", "test"):
-            for name in ("perplexity", "nll", "tokens", "unigram_perplexity"):
-                line[f"{part}_{name}"] = result[part][name] if result else None
-            for name in ("coverage", "epsilon_perplexity"):  # older runs have none
-                line[f"{part}_{name}"] = result[part].get(name) if result else None
-        line["train_steps"] = result["train"]["steps"] if result else last["step"]
-        for name in ("tokens", "seconds"):
-            line[f"train_{name}"] = result["train"][name] if result else last[name]
-        for name in ("epochs", "tokens_per_second", "output_share"):
-            line[f"train_{name}"] = result["train"][name] if result else None
-        line["peak_bytes"] = result["memory"]["peak_bytes"] if result else None
-        for name in ("total", "output", "embedding", "backbone"):
-            line[f"parameters_{name}"] = result["parameters"][name] if result else None
-        return line | {"vocabulary": result["vocabulary"] if result else None, "folder": self.name}
-
-
-def read(folder: Path) -> Run:
-    """Read one run folder.
-
-    Raises:
-        RunError: it is no run folder, or its run is unfinished or damaged.
-    """
-    if not (folder / "config.yaml").is_file():
-        raise RunError("no run folder: it holds no config.yaml")
-    try:
-        config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)
-        environment = _json(folder / "environment.json") if (folder / "environment.json").exists() else {}
-        lines = [
-            strict_json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        ]
-        diverged = lines[-1] if lines and lines[-1]["kind"] == "diverged" else None
-        if not diverged and not (folder / "result.json").exists():
-            raise RunError(f"not finished: its last record is of step {lines[-1]['step'] if lines else 0:,}")
-        result = None if diverged else _json(folder / "result.json")
-        if result and any(predicts_nothing(result[part]) for part in ("valid", "test")):
-            # The loss never overflowed, as a training must to be stopped, but what came out predicts nothing.
-            train, result = result["train"], None
-            diverged = {"step": train["steps"], "tokens": train["tokens"], "seconds": train["seconds"]}
-        # An infinite validation cannot be drawn.
-        curve = tuple(line for line in lines if line["kind"] == "valid" and 0 < line["perplexity"] < math.inf)
-        run = Run(folder, config, environment, curve, result, diverged)
-        _check(run)
-    except RunError:
-        raise
-    except FileNotFoundError as error:
-        raise RunError(f"not finished: it holds no {Path(error.filename).name}") from None
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise RunError(f"damaged: a field is missing or of the wrong kind ({error})") from None
-    except (OSError, ValueError, OmegaConfBaseException, YAMLError) as error:
-        raise RunError(f"damaged: {' '.join(str(error).split())}") from None
-    return run
-
-
-def predicts_nothing(figures: dict[str, Any]) -> bool:
-    """Return whether a perplexity is none, or infinite although every word of the text has a probability."""
-    perplexity = figures["perplexity"]
-    return math.isnan(perplexity) or (math.isinf(perplexity) and figures.get("coverage", 1.0) == 1)
-
-
-def _json(file: Path) -> dict[str, Any]:
-    content = strict_json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise RunError(f"damaged: {file.name} holds no JSON object")
-    return content
-
-
-def _check(run: Run) -> None:
-    """Fail on any field the page needs now, while the folder can still be left out."""
-    for column, value in run.record().items():
-        words = column in ("layer", "status", "folder")
-        if not isinstance(value, str if words else int | float | None):
-            raise RunError(f"damaged: {column} is {value!r}")
-    for point in run.curve:
-        _ = point["tokens"] + point["seconds"] + point["perplexity"]
-    for band in run.result["test"]["bands"] if run.result else ():
-        _ = band["first"] + band["last"] + band["tokens"] + (band["nll"] or 0)
-    _ = run.corpus
 
 
 # -- which runs are compared ----------------------------------------------------------------------------------------
 
 
-def gather(folders: Iterable[Path]) -> tuple[list[Run], list[tuple[str, str]]]:
+@dataclasses.dataclass(frozen=True, order=True)
+class Setting:
+    """What runs must share to be compared.
+
+    Attributes:
+        data: the text, as its configuration is named.
+        model: the backbone.
+        budget: what ends a run: ``epochs``, ``tokens``, ``seconds``, those that are set.
+    """
+
+    data: str
+    model: str
+    budget: tuple[tuple[str, float], ...]
+
+    @classmethod
+    def of(cls, run: Run) -> "Setting":
+        """Return the setting of a run."""
+        names, budget = run.config["name"], run.config["budget"]
+        limits = sorted((key, value) for key, value in budget.items() if value is not None)
+        return cls(names["data"], names.get("model", ""), tuple(limits))
+
+    def __str__(self) -> str:
+        return f"{self.data}, {self.budget_in_words} each" if self.budget else self.data
+
+    @property
+    def budget_in_words(self) -> str:
+        """The budget for people."""
+        forms = {"epochs": lambda n: f"{n:g} epoch{'s' if n != 1 else ''}", "seconds": wording.duration,
+                 "tokens": lambda n: f"{wording.count(n)} tokens"}  # fmt: skip
+        return " or ".join(forms.get(key, str)(value) for key, value in self.budget)
+
+    @property
+    def slug(self) -> str:
+        """A name for files and anchors."""
+        parts = [self.data, self.model, *(f"{value:.12g}-{key}" for key, value in self.budget)]
+        return re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
+
+    @property
+    def in_time(self) -> bool:
+        """Whether the budget is one of time, so that everybody trained equally long."""
+        return [key for key, _ in self.budget] == ["seconds"]
+
+
+def gather(
+    folders: Iterable[Path], aside: Mapping[str, str] | None = None
+) -> tuple[dict[Setting, list[Run]], list[tuple[str, str]]]:
     """Read the folders and leave out, by name and with the reason, what cannot be compared.
 
-    The corpus that most finished runs share is the one compared; of several, that of the first folder.
+    The text that most finished runs of a setting share is the one compared; of several, that of the first folder. Where
+    some settings compare layers, a setting with one layer only is left out.
+
+    Args:
+        folders: of runs.
+        aside: runs that take no part, by name, and why.
 
     Returns:
-        The comparable runs in the order of their folders, and ``(folder, reason)`` of each one left out.
+        The comparable runs of each setting in the order of their folders; ``(folder, reason)`` of each one left out.
     """
     runs: list[Run] = []
     left_out: list[tuple[str, str]] = []
+    seen: set[Path] = set()
     for folder in sorted(set(map(Path, folders))):
+        name = "/".join(folder.resolve().parts[-2:])
+        if folder.resolve() in seen:
+            continue
+        seen.add(folder.resolve())
+        if aside and name in aside:
+            left_out.append((name, aside[name]))
+            continue
         try:
             runs.append(read(folder))
         except RunError as error:
-            left_out.append(("/".join(folder.resolve().parts[-2:]), str(error)))
+            left_out.append((name, str(error)))
+    settings: dict[Setting, list[Run]] = {}
+    for run in runs:
+        settings.setdefault(Setting.of(run), []).append(run)
+    kept = {setting: _comparable(settings[setting], left_out) for setting in sorted(settings)}
+    several = {setting for setting, own in kept.items() if len({_identity(run) for run in own}) > 1}
+    if several:
+        for setting in kept.keys() - several:
+            reason = f"nothing else was run on {setting}: there is nothing to compare it with"
+            left_out += [(run.name, reason) for run in kept.pop(setting)]
+    return kept, sorted(left_out)
+
+
+def _identity(run: Run) -> str:
+    return json.dumps(run.config["output"], sort_keys=True)
+
+
+def _comparable(runs: Sequence[Run], left_out: list[tuple[str, str]]) -> list[Run]:
     corpora = Counter(json.dumps(run.corpus) for run in [run for run in runs if run.result] or runs)
-    common = json.loads(corpora.most_common(1)[0][0]) if corpora else {}
+    common = json.loads(corpora.most_common(1)[0][0])
     kept: dict[tuple[str, int], Run] = {}
     for run in runs:
         foreign = [key for key, value in run.corpus.items() if common.get(key, value) != value]
-        identity = (json.dumps(run.config["output"], sort_keys=True), run.seed)
+        identity = (_identity(run), run.seed)
         if foreign:
             key = foreign[0]
             left_out.append((run.name, f"another corpus: its {key} is {run.corpus[key]}, here {common[key]}"))
@@ -199,46 +131,10 @@ def gather(folders: Iterable[Path]) -> tuple[list[Run], list[tuple[str, str]]]:
             left_out.append((run.name, f"same layer and seed as {other.name}, from which it differs in {where}"))
         else:
             kept[identity] = run
-    return list(kept.values()), sorted(left_out)
-
-
-def flat(tree: Any, prefix: str = "") -> dict[str, str]:
-    """Name every leaf by its path; lists are leaves."""
-    if not isinstance(tree, dict):
-        return {prefix[:-1]: tree if isinstance(tree, str) else json.dumps(tree)}
-    return {key: value for name, child in tree.items() for key, value in flat(child, f"{prefix}{name}.").items()}
-
-
-def conditions(run: Run) -> dict[str, str]:
-    """Return the settings and the surroundings under which a run was made, by dotted name."""
-    settings = {key: value for key, value in flat(run.config).items() if not key.startswith(NOT_CONDITIONS)}
-    machine = {key: value for key, value in flat(run.environment).items() if not key.startswith(NOT_ENVIRONMENT)}
-    return settings | machine
-
-
-def differing(runs: Sequence[Run]) -> list[str]:
-    """Name the conditions in which the runs are not alike."""
-    each = [conditions(run) for run in runs]
-    keys = sorted(set(itertools.chain.from_iterable(each)))
-    return [key for key in keys if len({conditions.get(key) for conditions in each}) > 1]
+    return list(kept.values())
 
 
 # -- what is said about them ---------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Spread:
-    """A number over seeds."""
-
-    mean: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Iterable[float | None]) -> "Spread | None":
-        """Summarise the values that are there; None when none is."""
-        present = [value for value in values if value is not None and not math.isnan(value)]
-        return cls(math.fsum(present) / len(present), min(present), max(present)) if present else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,24 +186,35 @@ class Column:
         explanation: what it is, in a line.
         show: its form for people.
         value: reads it off a run.
-        against: makes it relative: from a run's value and that of the reference at the same seed.
+        logarithmic: whether means and intervals are taken of its logarithm, as for perplexities and ratios.
+        relative: whether it is a ratio to that of the reference at the same seed.
         best: ``min`` or ``max``, where one end is the better one.
+        spread: whether the interval is shown.
     """
 
     heading: str
     explanation: str
     show: Callable[[float], str]
     value: Callable[[Run], float | None]
-    against: Callable[[float, float], float] | None = None
+    logarithmic: bool = False
+    relative: bool = False
     best: Callable[[Iterable[float]], float] | None = None
+    spread: bool = False
 
-    def over(self, runs: Sequence[Run], reference: Sequence[Run]) -> Spread | None:
+    def over(self, runs: Sequence[Run], reference: Sequence[Run]) -> Interval | None:
         """Summarise the finished ones of ``runs``; a relative number over the seeds that the reference has too."""
-        finished = [run for run in runs if run.result]
-        if self.against is None:
-            return Spread.of(self.value(run) for run in finished)
-        full = {run.seed: self.value(run) for run in reference if run.result}
-        return Spread.of(self.against(self.value(run), full[run.seed]) for run in finished if run.seed in full)
+        own = self._values(runs)
+        if self.relative:
+            difference = Difference.paired(own, self._values(reference))
+            found = difference and difference.interval
+        else:
+            found = Interval.of(list(own.values())) if own else None
+        return found and found.transformed(math.exp) if self.logarithmic else found
+
+    def _values(self, runs: Sequence[Run]) -> dict[int, float]:
+        values = {run.seed: self.value(run) for run in runs if run.result}
+        present = {seed: value for seed, value in values.items() if value is not None and not math.isnan(value)}
+        return {seed: math.log(value) for seed, value in present.items()} if self.logarithmic else present
 
 
 def columns(stop: Stop | None, *, smoothed: bool) -> dict[str, Column]:
@@ -315,36 +222,32 @@ def columns(stop: Stop | None, *, smoothed: bool) -> dict[str, Column]:
     found = {
         "test": Column(
             "Test perplexity", "exp of the exact mean negative log-likelihood of the test text", wording.perplexity,
-            lambda run: run.result["test"]["perplexity"], best=min,
+            lambda run: run.result["test"]["perplexity"], logarithmic=True, best=min, spread=True,
         ),
         "smoothed": Column(
             "Smoothed perplexity", "the same when 1 % of all probability is shared equally by the words, so that none "
             "has probability zero (Martins et al. 2020)", wording.perplexity,
-            lambda run: run.result["test"].get("epsilon_perplexity"), best=min,
+            lambda run: run.result["test"].get("epsilon_perplexity"), logarithmic=True, best=min, spread=True,
         ),
         "coverage": Column(
             "Coverage", "share of the test tokens whose probability is above zero", wording.most,
             lambda run: run.result["test"].get("coverage"),
         ),
         "difference": Column(
-            "Above full softmax", "difference in test perplexity, paired by seed", wording.percent,
-            lambda run: run.result["test"]["perplexity"], against=lambda own, full: own / full - 1,
-        ),
-        "valid": Column(
-            "Validation perplexity", "on the whole validation text, at the end of training", wording.perplexity,
-            lambda run: run.result["valid"]["perplexity"], best=min,
+            "Against full softmax", "difference in test perplexity, paired by seed; smoothed where words have no "
+            "probability", wording.percent, lambda run: run.perplexity, logarithmic=True, relative=True, spread=True,
         ),
         "at_stop": Column(
             f"Validation after {stop}", "validation perplexity when the first run ended", wording.perplexity,
-            lambda run: perplexity_at(run.curve, stop), best=min,
+            lambda run: perplexity_at(run.curve, stop), logarithmic=True, best=min, spread=True,
         ),
         "speed": Column(
             "Tokens/s", "training tokens per second, the whole step", wording.whole,
-            lambda run: run.result["train"]["tokens_per_second"], best=max,
+            lambda run: run.result["train"]["tokens_per_second"], logarithmic=True, best=max,
         ),
         "speed_up": Column(
             "Speed-up", "tokens per second relative to full softmax, paired by seed", wording.times,
-            lambda run: run.result["train"]["tokens_per_second"], against=lambda own, full: own / full, best=max,
+            lambda run: run.result["train"]["tokens_per_second"], logarithmic=True, relative=True, best=max,
         ),
         "output_share": Column(
             "Output share", "share of the training step spent in the output layer", wording.share,
@@ -352,11 +255,15 @@ def columns(stop: Stop | None, *, smoothed: bool) -> dict[str, Column]:
         ),
         "memory": Column(
             "Peak memory", "the largest memory of the training process", wording.megabytes,
-            lambda run: run.result["memory"]["peak_bytes"], best=min,
+            lambda run: run.result["memory"]["peak_bytes"] or None, best=min,  # none of a few steps
         ),
         "parameters": Column(
             "Parameters", "of the whole model", wording.count,
             lambda run: run.result["parameters"]["total"], best=min,
+        ),
+        "flops": Column(
+            "FLOPs per token", "counted operations of a training step in the output layer", wording.large,
+            lambda run: run.flops, best=min,
         ),
     }  # fmt: skip
     if stop is None:
@@ -382,6 +289,8 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#c4609a", "#d08a00", "#4aa3d8")
 MARKERS = ("square", "diamond", "triangle-up", "triangle-down", "pentagon", "x")
 DASHES = ("solid", "dash", "dot", "dashdot")
 
+OF_REFERENCE = Style("ink", "#1a1a1a", "circle", "solid")
+
 
 def styles() -> Iterator[Style]:
     """Yield style after style, no two alike."""
@@ -393,12 +302,21 @@ def styles() -> Iterator[Style]:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One output layer, over its seeds; ``cells`` has what :func:`columns` says."""
+    """One output layer, over its seeds.
+
+    Attributes:
+        label: its name for people.
+        style: how it is drawn.
+        runs: finished and diverged ones.
+        cells: what :func:`columns` says.
+        difference: of its test loss to full softmax's, in nats per token; None for full softmax, and without a pair.
+    """
 
     label: str
     style: Style
     runs: tuple[Run, ...]
-    cells: dict[str, Spread | None]
+    cells: dict[str, Interval | None]
+    difference: Difference | None
 
     @property
     def finished(self) -> tuple[Run, ...]:
@@ -409,6 +327,20 @@ class Row:
     def inline(self) -> str:
         """The label within a sentence."""
         return self.label[0].lower() + self.label[1:]
+
+    @property
+    def perplexity(self) -> float | None:
+        """Mean test perplexity, or the smoothed one where the other is infinite; None if no run has finished."""
+        for name in ("test", "smoothed"):
+            cell = self.cells.get(name)
+            if cell and math.isfinite(cell.mean):
+                return cell.mean
+        return math.inf if self.finished else None
+
+    @property
+    def verdict(self) -> str:
+        """Better, worse or not distinguishable; nothing where no test was made."""
+        return (self.difference.verdict if self.difference else None) or ""
 
     def mean(self, name: str) -> float:
         """The mean of a cell; 0 where there is none."""
@@ -428,23 +360,21 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Everything that is told.
+    """Everything that is told about one setting.
 
     Attributes:
-        title: of the page.
+        setting: what the runs share.
         rows: the layers by test perplexity, diverged ones last.
         reference: the row of full softmax, if a run of it has finished.
         columns: of the main table.
         stop: the point to compare at; None when nothing has finished.
-        left_out: ``(folder, reason)`` of each folder that takes no part.
     """
 
-    title: str
+    setting: Setting
     rows: list[Row]
     reference: Row | None
     columns: dict[str, Column]
     stop: Stop | None
-    left_out: list[tuple[str, str]]
 
     @property
     def runs(self) -> list[Run]:
@@ -462,11 +392,21 @@ class Comparison:
         return max((len(row.runs) for row in self.rows), default=0)
 
     @property
+    def vocabulary(self) -> int | None:
+        """The number of words; None when nothing has finished."""
+        return next((row.finished[0].result["vocabulary"] for row in self.finished), None)
+
+    @property
     def unigram(self) -> dict[str, float] | None:
         """The baseline: perplexity of the words' training frequencies, ``test`` and ``valid``."""
         for row in self.finished:
             return {part: row.finished[0].result[part]["unigram_perplexity"] for part in ("test", "valid")}
         return None
+
+    @property
+    def has_verdicts(self) -> bool:
+        """Whether there were seeds enough for any."""
+        return any(row.verdict for row in self.rows)
 
     @property
     def best(self) -> dict[str, float | None]:
@@ -477,37 +417,124 @@ class Comparison:
             found[name] = column.best(means) if column.best and len(means) > 1 else None
         return found
 
+    def seconds(self, row: Row) -> float:
+        """Return the mean training time of a layer; for a million tokens where all trained equally long."""
+        trained = [run.result["train"] for run in row.finished]
+        times = [1e6 / one["tokens_per_second"] if self.setting.in_time else one["seconds"] for one in trained]
+        return math.fsum(times) / len(times)
 
-def compare(folders: Iterable[Path], title: str) -> Comparison:
-    """Read run folders and work out every number."""
-    runs, left_out = gather(folders)
+    def frontier(self, cost: Callable[[Row], float]) -> list[Row]:
+        """Return the layers that no other beats in perplexity and cost at once, the cheapest first."""
+        found: list[Row] = []
+        for row in sorted((row for row in self.finished if math.isfinite(row.perplexity)),
+                          key=lambda row: (cost(row), row.perplexity)):  # fmt: skip
+            if not found or row.perplexity < found[-1].perplexity:
+                found.append(row)
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """All that a page tells: comparisons, and what stands beside them.
+
+    Attributes:
+        title: of the page.
+        comparisons: one for each setting, by the size of its vocabulary.
+        left_out: ``(folder, reason)`` of each folder that takes no part.
+        studies: the records of the studies, with the searches for learning rates.
+        smoke: ``(folder, outcome)`` of runs that only show that a layer trains.
+    """
+
+    title: str
+    comparisons: list[Comparison]
+    left_out: list[tuple[str, str]]
+    studies: list[StudyRecord] = dataclasses.field(default_factory=list)
+    smoke: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+
+    @property
+    def runs(self) -> list[Run]:
+        """The runs that are compared."""
+        return [run for comparison in self.comparisons for run in comparison.runs]
+
+    @property
+    def rows(self) -> list[Row]:
+        """A row for each layer, the first of its settings'."""
+        return list({row.label: row for comparison in reversed(self.comparisons) for row in comparison.rows}.values())
+
+
+def survey(folders: Iterable[Path], title: str, studies: Iterable[Path] = ()) -> Survey:
+    """Read run folders and the records of studies, and work out every number.
+
+    Args:
+        folders: of runs.
+        title: of the page.
+        studies: files ``study.json``; runs that they name and that lie below the same root take part, too.
+    """
+    folders = [Path(folder) for folder in folders]
+    records, left_out = StudyRecord.read_all(studies)
+    aside: dict[str, str] = {}
+    smoke: dict[str, str] = {}
+    for record in records:
+        folders += record.folders(record.runs)
+        aside |= record.aside
+        smoke |= record.smoke_outcomes()
+    kept, unfit = gather(folders, aside)
+    named = _labels([run for runs in kept.values() for run in runs])
+    others, looks = styles(), {}
+    # The colours that are told apart best go to the layers that are in most settings.
+    often = Counter(label for runs in kept.values() for label in {named[_identity(run)] for run in runs})
+    for label in sorted(often, key=lambda label: (-often[label], label)):
+        plain = label == REFERENCE.replace("_", " ").capitalize() or label.startswith("Full softmax (")
+        looks[label] = OF_REFERENCE if plain and OF_REFERENCE not in looks.values() else next(others)
+    comparisons = [_compare(setting, runs, named, looks) for setting, runs in kept.items()]
+    comparisons.sort(key=lambda comparison: (comparison.vocabulary or 0, comparison.setting))
+    return Survey(title, comparisons, sorted([*left_out, *unfit]), records, sorted(smoke.items()))
+
+
+def _compare(setting: Setting, runs: Sequence[Run], named: Mapping[str, str], looks: Mapping[str, Style]) -> Comparison:
     variants: dict[str, list[Run]] = {}
-    for run in runs:
-        variants.setdefault(json.dumps(run.config["output"], sort_keys=True), []).append(run)
-    labels = _labels([variant[0] for variant in variants.values()])
-    named = dict(sorted(zip(labels, variants.values(), strict=True)))
-    reference = next((label for label, variant in named.items() if variant[0].layer == REFERENCE), None)
+    for run in sorted(runs, key=lambda run: (named[_identity(run)], run.seed)):
+        variants.setdefault(named[_identity(run)], []).append(run)
+    reference = next((label for label, variant in variants.items() if variant[0].layer == REFERENCE), None)
     stop = Stop.of(runs)
     table = columns(stop, smoothed=any(run.lacks_words for run in runs))
-    others = styles()
+    full = variants.get(reference, [])
+    differences = judged({
+        label: Difference.paired(_losses(variant), _losses(full, smoothed=any(run.lacks_words for run in variant)))
+        for label, variant in variants.items() if label != reference
+    })  # fmt: skip
     rows = []
-    for label, variant in named.items():
-        style = Style("ink", "#1a1a1a", "circle", "solid") if label == reference else next(others)
-        cells = {name: column.over(variant, named.get(reference, ())) for name, column in table.items()}
-        rows.append(Row(label, style, tuple(variant), cells))
+    for label, variant in variants.items():
+        cells = {name: column.over(variant, full) for name, column in table.items()}
+        difference = differences.get(label)
+        cells["difference"] = difference and difference.interval.transformed(math.expm1)
+        if label == reference and any(run.result for run in variant):
+            cells["difference"] = Interval(0.0, None, None, 1)
+        rows.append(Row(label, looks[label], tuple(variant), cells, difference))
     rows.sort(key=lambda row: (not row.finished, *(row.mean(name) for name in ("test", "smoothed")), row.label))
-    full = next((row for row in rows if row.label == reference and row.finished), None)
-    return Comparison(title, rows, full, table, stop, left_out)
+    finished = next((row for row in rows if row.label == reference and row.finished), None)
+    return Comparison(setting, rows, finished, table, stop)
 
 
-def _labels(runs: Sequence[Run]) -> list[str]:
-    """Name each variant by its layer, and by the options in which it differs from its namesakes."""
-    labels = []
+def _losses(runs: Sequence[Run], *, smoothed: bool = False) -> dict[int, float]:
+    """Return the test loss by seed, in nats per token; smoothed where words have no probability, or as asked."""
+    found = {}
     for run in runs:
-        namesakes = [flat(other.config["output"]) for other in runs if other.layer == run.layer]
+        if run.result:
+            test = run.result["test"]
+            found[run.seed] = math.log(test.get("epsilon_perplexity", math.inf) if smoothed else run.perplexity)
+    return found
+
+
+def _labels(runs: Iterable[Run]) -> dict[str, str]:
+    """Name each variant by its layer, and by the options in which it differs from its namesakes."""
+    variants = {_identity(run): run for run in runs}
+    labels = {}
+    for identity, run in variants.items():
+        namesakes = [flat(other.config["output"]) for other in variants.values() if other.layer == run.layer]
         own = flat(run.config["output"])
         options = [f"{key}={own[key]}" for key in own if len({other.get(key) for other in namesakes}) > 1]
-        labels.append(run.layer.replace("_", " ").capitalize() + (f" ({', '.join(options)})" if options else ""))
+        labels[identity] = run.layer.replace("_", " ").capitalize() + (f" ({', '.join(options)})" if options else "")
     return labels
 
 
@@ -541,7 +568,7 @@ class Bands:
             for index in range(len(frame)):
                 column = Column(
                     "", "", str, lambda run, index=index: run.result["test"]["bands"][index]["nll"],
-                    against=_difference if reference else None,
+                    relative=bool(reference),
                 )  # fmt: skip
                 spread = column.over(runs, reference)
                 losses.append(spread.mean if spread else None)
@@ -555,5 +582,46 @@ def _frame(run: Run) -> list[tuple[int, int, int]]:
     return [(band["first"], band["last"], band["tokens"]) for band in run.result["test"]["bands"]]
 
 
-def _difference(own: float | None, full: float | None) -> float | None:
-    return None if own is None or full is None else own - full
+# -- how the number of drawn words matters -------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """A layer and a noise distribution with several numbers of drawn words.
+
+    Attributes:
+        label: layer and noise.
+        points: number of words, and the row of it, in ascending order.
+        style: how it is drawn.
+    """
+
+    label: str
+    points: list[tuple[int, Row]]
+    style: Style
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Perplexity against the number of drawn words, under one setting."""
+
+    comparison: Comparison
+    lines: list[Draws]
+
+    @classmethod
+    def of(cls, comparison: Comparison) -> "Sweep | None":
+        """Find layers that differ in nothing but ``samples``; None where there are none."""
+        groups: dict[tuple[str, str], list[tuple[int, Row]]] = {}
+        names: dict[tuple[str, str], str] = {}
+        for row in comparison.finished:
+            run = row.finished[0]
+            if run.samples is not None:
+                rest = {key: value for key, value in run.config["output"].items() if key != "samples"}
+                key = (run.layer, json.dumps(rest, sort_keys=True))
+                groups.setdefault(key, []).append((run.samples, row))
+                name = [option for option in re.findall(r"[\w.]+=[^,)]+", row.label) if "samples=" not in option]
+                names[key] = run.layer.replace("_", " ").capitalize() + (f" ({', '.join(name)})" if name else "")
+        found = {key: sorted(points, key=lambda point: (point[0], point[1].label)) for key, points in groups.items()}
+        found = {key: points for key, points in found.items() if len({number for number, _ in points}) > 1}
+        others = styles()
+        lines = [Draws(names[key], found[key], next(others)) for key in sorted(found)]
+        return cls(comparison, lines) if lines else None

@@ -1,18 +1,21 @@
-"""The figures: Plotly's for the page, Matplotlib's for documents.
+"""Figures, each described once and drawn twice: by Plotly for the page, by Matplotlib for documents.
 
 Plotly's are its own dictionaries. A colour "@name" stands for the style sheet's variable --name, so that the page can
 follow the reader's light or dark setting.
 """
 
+import dataclasses
 import io
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
 import matplotlib.figure
 
 from experiments import wording
-from experiments.comparison import Bands, Comparison, Row
+from experiments.comparison import OF_REFERENCE, Bands, Comparison, Row, Style, Sweep
+from experiments.scaling import Scaling
 
 MATPLOTLIB = {
     "circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "triangle-down": "v", "pentagon": "p", "x": "X",
@@ -32,77 +35,94 @@ LAYOUT = {
 }
 
 
-def curve_figure(comparison: Comparison, axis: str) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """One axis of a chart.
+
+    Attributes:
+        title: what it measures.
+        logarithmic: its scale.
+        span: the first and last value shown; None: all there are.
+        ticks: value and text of each; None: chosen by the drawing library.
+        zero: whether a line marks zero.
+        from_zero: whether it begins there.
+    """
+
+    title: str
+    logarithmic: bool = False
+    span: tuple[float, float] | None = None
+    ticks: tuple[tuple[float, str], ...] | None = None
+    zero: bool = False
+    from_zero: bool = False
+
+    @classmethod
+    def log(cls, title: str, values: Sequence[float], margin: float = 0.05) -> "Axis":
+        """Return a logarithmic axis that covers the values."""
+        if not values:
+            return cls(title, True)
+        low, high = min(values), max(values)
+        edge = (high / low) ** margin if high > low else 1.5
+        span = (low / edge, high * edge)
+        return cls(title, True, span, tuple((tick, short(tick)) for tick in log_ticks(*span)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """Points that belong together.
+
+    Attributes:
+        label: whose they are: what the key hides and shows.
+        style: how they are drawn.
+        x: places.
+        y: values; None leaves a gap.
+        hover: what is said about each point.
+        joined: whether a line leads from point to point.
+        texts: written beside the points; None: nothing.
+        ringed: whether the points are marked by a ring.
+        bars: half-widths below and above of each point's interval; None: no intervals.
+    """
+
+    label: str
+    style: Style
+    x: Sequence[float]
+    y: Sequence[float | None]
+    hover: Sequence[str]
+    joined: bool = True
+    texts: Sequence[str] | None = None
+    ringed: bool = False
+    bars: Sequence[tuple[float, float]] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Chart:
+    """A figure: lines, and two axes."""
+
+    lines: list[Line]
+    x: Axis
+    y: Axis
+
+
+# -- what is drawn -------------------------------------------------------------------------------------------------
+
+
+def curve_chart(comparison: Comparison, axis: str) -> Chart:
     """Draw validation perplexity, on a log scale, against ``seconds`` or ``tokens``."""
-    traces = []
+    lines = []
     for row in comparison.rows:
         for run in row.runs:
-            values = [point["perplexity"] for point in run.curve]
-            places = [point[axis] for point in run.curve]
-            details = [
-                [run.seed, wording.perplexity(point["perplexity"]), wording.duration(point["seconds"]),
-                 wording.count(point["tokens"])]
+            hover = [
+                f"seed {run.seed}<br>perplexity {wording.perplexity(point['perplexity'])}<br>"
+                f"{wording.duration(point['seconds'])}, {wording.count(point['tokens'])} tokens"
                 for point in run.curve
-            ]  # fmt: skip
-            hover = "seed %{customdata[0]}<br>perplexity %{customdata[1]}<br>%{customdata[2]}, %{customdata[3]} tokens"
-            traces.append(_line(row, places, values, details, hover))
-            if run.diverged and run.curve:
-                end = {"x": places[-1:], "y": values[-1:], "mode": "text", "text": ["diverged"], "hoverinfo": "skip"}
-                traces.append({"type": "scatter", "meta": row.label, "textposition": "top right"} | end)
-    x_axis = AXIS | {"title": {"text": f"training {axis}"}, "rangemode": "tozero"}
-    y_axis = AXIS | {"title": {"text": "validation perplexity"}, "type": "log"}
-    if span := perplexity_span(comparison):
-        ticks = log_ticks(*span)
-        texts = [f"{tick:,.6g}" for tick in ticks]
-        y_axis |= {"range": [math.log10(end) for end in span], "tickvals": ticks, "ticktext": texts}
-    return {"data": traces, "layout": LAYOUT | {"xaxis": x_axis, "yaxis": y_axis}}
-
-
-def band_figure(bands: Bands) -> dict[str, Any]:
-    """Draw the loss by frequency band."""
-    what = "nats per token above full softmax" if bands.relative else "nats per token"
-    places = list(range(len(bands.labels)))
-    hover = (
-        f"words %{{customdata}}<br>%{{y:+.3f}} {what}"
-        if bands.relative
-        else f"words %{{customdata}}<br>%{{y:.3f}} {what}"
-    )
-    traces = [
-        _line(
-            row,
-            places,
-            [loss if loss is not None and math.isfinite(loss) else None for loss in losses],
-            bands.labels,
-            hover,
-        )
-        for row, losses in bands.rows
-    ]
-    x_axis = AXIS | {
-        "title": {"text": "rank of the word to predict, and share of the test tokens"},
-        "tickvals": places,
-        "ticktext": [
-            f"{label}<br>{wording.share(part)}" for label, part in zip(bands.labels, bands.shares, strict=True)
-        ],
-        "showgrid": False,
-        "range": [-0.25, len(places) - 0.75],
-    }
-    zero = {"zeroline": bands.relative, "zerolinecolor": "@rule", "zerolinewidth": 1.5}
-    return {"data": traces, "layout": LAYOUT | {"xaxis": x_axis, "yaxis": AXIS | zero | {"title": {"text": what}}}}
-
-
-def _line(row: Row, places: list, values: list, details: list, hover: str) -> dict[str, Any]:
-    colour = f"@{row.style.key}"
-    return {
-        "type": "scatter",
-        "mode": "lines+markers",
-        "meta": row.label,
-        "x": places,
-        "y": values,
-        "customdata": details,
-        "hovertemplate": f"<b>%{{meta}}</b><br>{hover}<extra></extra>",
-        "line": {"color": colour, "width": 2, "dash": row.style.dash},
-        "marker": {"symbol": row.style.marker, "size": 7, "color": colour},
-    }
+            ]
+            places, values = [[point[name] for point in run.curve] for name in (axis, "perplexity")]
+            ends = ["", "diverged"] if run.diverged else ["", ""]
+            texts = [ends[place == len(places) - 1] for place in range(len(places))] if run.diverged else None
+            lines.append(Line(row.label, row.style, places, values, hover, texts=texts))
+    titles = {"seconds": "training time, seconds, without evaluations", "tokens": "training tokens"}
+    span = perplexity_span(comparison)
+    y = Axis.log("validation perplexity", list(span), 0) if span else Axis("validation perplexity", True)
+    return Chart(lines, Axis(titles[axis], from_zero=True), y)
 
 
 def perplexity_span(comparison: Comparison) -> tuple[float, float] | None:
@@ -117,6 +137,131 @@ def perplexity_span(comparison: Comparison) -> tuple[float, float] | None:
     return low / margin, high * margin
 
 
+def frontier_chart(comparison: Comparison, cost: str) -> Chart:
+    """Draw test perplexity against ``seconds`` or ``memory``: a point for each run, a ring where nothing is better."""
+    in_time = comparison.setting.in_time
+    prices = {
+        "seconds": (
+            (lambda run: 1e6 / run.result["train"]["tokens_per_second"])
+            if in_time
+            else (lambda run: run.result["train"]["seconds"])
+        ),
+        "memory": lambda run: run.result["memory"]["peak_bytes"] / 1e6,
+    }
+    price = prices[cost]
+    best = comparison.frontier(comparison.seconds if cost == "seconds" else lambda row: row.mean("memory") or math.inf)
+    runs = [run for row in comparison.finished for run in row.finished if math.isfinite(run.perplexity)]
+    lines = []
+    if len(best) > 1 and all(price(run) for row in best for run in row.finished):
+        means = [mean_of([price(run) for run in row.finished]) for row in best]
+        x, y = _staircase(means, [row.perplexity or 0.0 for row in best])
+        lines.append(Line("", Style("soft", "#5a6068", "circle", "dot"), x, y, [""] * len(x)))
+    for row in comparison.finished:
+        own = [run for run in row.finished if run in runs and price(run)]
+        hover = [
+            f"perplexity {wording.perplexity(run.perplexity)}<br>{wording.duration(run.result['train']['seconds'])}, "
+            f"{wording.count(run.result['train']['tokens'])} tokens, "
+            f"{wording.whole(run.result['train']['tokens_per_second'])} tokens/s<br>"
+            f"{wording.megabytes(run.result['memory']['peak_bytes'])}<br>{run.name}"
+            for run in own
+        ]
+        lines.append(Line(
+            row.label, row.style, [price(run) for run in own], [run.perplexity for run in own], hover, joined=False,
+            ringed=row in best,
+        ))  # fmt: skip
+    titles = {
+        "seconds": "seconds of training for a million tokens" if in_time else "training time, seconds",
+        "memory": "peak memory, MB",
+    }
+    x_axis = Axis.log(titles[cost], [price(run) for run in runs if price(run)], 0.08)
+    return Chart(lines, x_axis, Axis.log("test perplexity", [run.perplexity for run in runs], 0.08))
+
+
+def band_chart(bands: Bands) -> Chart:
+    """Draw the loss by frequency band."""
+    what = "nats per token above full softmax" if bands.relative else "nats per token"
+    places = list(range(len(bands.labels)))
+    lines = [
+        Line(
+            row.label, row.style, places,
+            [loss if loss is not None and math.isfinite(loss) else None for loss in losses],
+            [f"words {label}<br>{'none' if loss is None else wording.nats(loss, relative=bands.relative)} {what}"
+             for label, loss in zip(bands.labels, losses, strict=True)],
+        )
+        for row, losses in bands.rows
+    ]  # fmt: skip
+    ticks = [f"{label}<br>{wording.share(part)}" for label, part in zip(bands.labels, bands.shares, strict=True)]
+    x_axis = Axis(
+        "rank of the word to predict, and share of the test tokens", span=(-0.25, len(places) - 0.75),
+        ticks=tuple(zip(places, ticks, strict=True)),
+    )  # fmt: skip
+    return Chart(lines, x_axis, Axis(what, zero=bands.relative))
+
+
+def sweep_chart(sweep: Sweep) -> Chart:
+    """Draw test perplexity against the number of drawn words, with full softmax as a level."""
+    lines, values = [], []
+    numbers = sorted({number for line in sweep.lines for number, _ in line.points})
+    full = sweep.comparison.reference
+    if full and full.perplexity:
+        level = wording.perplexity(full.perplexity)
+        lines.append(Line(
+            full.label, OF_REFERENCE, [numbers[0], numbers[-1]], [full.perplexity] * 2, [f"perplexity {level}"] * 2,
+        ))  # fmt: skip
+        values.append(full.perplexity)
+    for line in sweep.lines:
+        points = [(number, row) for number, row in line.points if row.perplexity and math.isfinite(row.perplexity)]
+        hover = [f"{number:,} words drawn<br>perplexity {wording.perplexity(row.perplexity)}" for number, row in points]
+        heights = [row.perplexity for _, row in points]
+        lines.append(Line(line.label, line.style, [number for number, _ in points], heights, hover))
+        values += heights
+    x_axis = Axis.log("words drawn, K", numbers)
+    return Chart(lines, x_axis, Axis.log("test perplexity", values))
+
+
+MEASURES = {
+    "seconds": ("Time of a step", "milliseconds", 1e3, wording.milliseconds),
+    "memory": ("Memory", "MB", 1e-6, wording.megabytes),
+    "flops": ("FLOPs", "GFLOP", 1e-9, wording.large),
+}
+"""Of the growth with V: name, unit of the axis, what makes it that unit, and the form for people."""
+
+
+def scaling_chart(scaling: Scaling, measure: str, looks: Mapping[str, Style]) -> Chart:
+    """Draw what a step takes against the size of the vocabulary, both on log scales."""
+    title, unit, factor, show = MEASURES[measure]
+    lines, values = [], []
+    for growth in scaling.growths:
+        points = [(point.vocab, getattr(point, measure)) for point in growth.points if getattr(point, measure)]
+        power = growth.power(measure)
+        law = f"<br>grows as V to the power of {power.exponent:.2f}" if power else ""
+        hover = [f"V {vocab:,}<br>{show(value)}{law}" for vocab, value in points]
+        heights = [factor * value for _, value in points]
+        lines.append(Line(growth.label, looks[growth.label], [vocab for vocab, _ in points], heights, hover))
+        values += heights
+    vocabs = scaling.vocabs
+    x_axis = Axis("V, words in the vocabulary", True, (vocabs[0] / 1.2, vocabs[-1] * 1.2),
+                  tuple((vocab, short(vocab)) for vocab in vocabs))  # fmt: skip
+    return Chart(lines, x_axis, Axis.log(f"{title.lower()}, {unit}", values))
+
+
+def mean_of(values: Sequence[float]) -> float:
+    """Return the arithmetic mean."""
+    return math.fsum(values) / len(values)
+
+
+def _staircase(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Return the border of what is reached: at each cost the best perplexity so far."""
+    xs, ys = [x[0]], [y[0]]
+    for place, value in zip(x[1:], y[1:], strict=True):
+        xs += [place, place]
+        ys += [ys[-1], value]
+    return xs, ys
+
+
+# -- how it is drawn -----------------------------------------------------------------------------------------------
+
+
 def log_ticks(low: float, high: float) -> list[float]:
     """Return round numbers that cover ``[low, high]`` on a log scale, about four to nine of them."""
     fine = tuple(1 + tenth / 10 for tenth in range(90))
@@ -129,33 +274,131 @@ def log_ticks(low: float, high: float) -> list[float]:
     return ticks[:: max(1, len(ticks) // 8)]
 
 
-def still_figure(comparison: Comparison) -> str:
-    """Draw validation perplexity against training time as an SVG for documents."""
-    with matplotlib.rc_context({"svg.hashsalt": "lvsoftmax", "font.family": "sans-serif", "font.size": 10}):
-        figure = matplotlib.figure.Figure(figsize=(8, 4.2), layout="constrained")
-        axes = figure.subplots()
-        for row in comparison.rows:
-            for index, run in enumerate(row.runs):
-                label = f"{row.label}{f' ({row.note})' if row.note else ''}" if index == 0 else None
-                axes.plot(
-                    [point["seconds"] for point in run.curve],
-                    [point["perplexity"] for point in run.curve],
-                    color=row.style.colour,
-                    linestyle=MATPLOTLIB[row.style.dash],
-                    marker=MATPLOTLIB[row.style.marker],
-                    markersize=3.5,
-                    linewidth=1.6,
-                    label=label,
-                )
-        axes.set(xlabel="training seconds", ylabel="validation perplexity", yscale="log", xlim=(0, None))
-        if span := perplexity_span(comparison):
-            ticks = log_ticks(*span)
-            axes.set_yticks(ticks, [f"{tick:,.6g}" for tick in ticks])
-            axes.set_yticks([], minor=True)
-            axes.set_ylim(span)
-            figure.legend(loc="outside right upper", frameon=False)
-        axes.grid(color="#e6e6e6", linewidth=0.8)
+def short(tick: float) -> str:
+    """Return the text of a tick."""
+    for size, unit in ((1e9, "G"), (1e6, "M")):
+        if tick >= size:
+            return f"{tick / size:,.6g}\u00a0{unit}"
+    return f"{tick:,.6g}"
+
+
+def to_plotly(chart: Chart) -> dict[str, Any]:
+    """Return a chart as Plotly takes it."""
+    traces = []
+    for line in chart.lines:
+        colour = f"@{line.style.key}"
+        trace: dict[str, Any] = {
+            "type": "scatter",
+            "mode": ("lines+markers" if line.joined else "markers") + ("+text" if line.texts else ""),
+            "meta": line.label,
+            "x": list(line.x),
+            "y": list(line.y),
+            "customdata": list(line.hover),
+            "hovertemplate": "<b>%{meta}</b><br>%{customdata}<extra></extra>",
+            "line": {"color": colour, "width": 2, "dash": line.style.dash},
+            "marker": {"symbol": line.style.marker, "size": 7, "color": colour},
+        }
+        if not line.label:  # a guide for the eye
+            trace |= {"mode": "lines", "hoverinfo": "skip"}
+            trace["line"]["width"] = 1.5
+            del trace["hovertemplate"], trace["marker"], trace["customdata"]
+        if not line.joined:
+            trace["marker"] |= {"size": 10 if line.ringed else 8, "opacity": 0.85}
+        if line.ringed:
+            trace["marker"]["line"] = {"color": "@ink", "width": 1.8}
+        if line.texts:
+            trace |= {"text": list(line.texts), "textposition": "top left"}
+        if line.bars:
+            below, above = zip(*line.bars, strict=True)
+            trace["error_y"] = {"type": "data", "symmetric": False, "array": list(above), "arrayminus": list(below),
+                                "color": colour, "thickness": 1, "width": 3}  # fmt: skip
+        traces.append(trace)
+    layout = LAYOUT | {"xaxis": _plotly_axis(chart.x), "yaxis": _plotly_axis(chart.y)}
+    return {"data": traces, "layout": layout}
+
+
+def _plotly_axis(axis: Axis) -> dict[str, Any]:
+    found: dict[str, Any] = AXIS | {"title": {"text": axis.title}}
+    if axis.logarithmic:
+        found["type"] = "log"
+    if axis.span:
+        found["range"] = [math.log10(end) for end in axis.span] if axis.logarithmic else list(axis.span)
+    if axis.ticks is not None:
+        values, texts = zip(*axis.ticks, strict=True) if axis.ticks else ((), ())
+        found |= {"tickvals": list(values), "ticktext": list(texts)}
+    if any("<br>" in text for _, text in axis.ticks or ()):
+        found["showgrid"] = False
+    if axis.zero:
+        found |= {"zeroline": True, "zerolinecolor": "@rule", "zerolinewidth": 1.5}
+    if axis.from_zero:
+        found["rangemode"] = "tozero"
+    return found
+
+
+def to_files(chart: Chart) -> dict[str, bytes]:
+    """Draw a chart for documents, as ``svg`` and ``pdf``; the same chart gives the same bytes."""
+    settings = {
+        "svg.hashsalt": "lvsoftmax", "font.family": "sans-serif", "font.size": 9, "pdf.fonttype": 42,
+        "axes.edgecolor": "#8a9098", "axes.linewidth": 0.8,
+    }  # fmt: skip
+    with matplotlib.rc_context(settings):
+        labels = dict.fromkeys(line.label for line in chart.lines if line.label)
+        columns = 1 + (len(labels) - 1) // 16
+        # Fixed margins: to work them out would take longer than all the drawing.
+        width, height, key = 4.9, 3.2, 2.3 * columns
+        figure = matplotlib.figure.Figure(figsize=(width + key, height))
+        axes = figure.add_axes((0.75 / (width + key), 0.19, (width - 0.85) / (width + key), 0.77))
+        named: set[str] = set()
+        for line in chart.lines:
+            kept = [(x, y) for x, y in zip(line.x, line.y, strict=True) if y is not None]
+            xs, ys = ([place[part] for place in kept] for part in (0, 1))
+            style = {"color": line.style.colour, "markersize": 5 if not line.joined else 3.5, "linewidth": 1.4}
+            style["linestyle"] = MATPLOTLIB[line.style.dash] if line.joined else "none"
+            if line.label:
+                style["marker"] = MATPLOTLIB[line.style.marker]
+                style["label"] = None if line.label in named else line.label
+            if line.ringed:
+                style |= {"markeredgecolor": "#1a1a1a", "markeredgewidth": 1.1}
+            axes.plot(xs, ys, **style)
+            named.add(line.label)
+        axes.set(xlabel=chart.x.title, ylabel=chart.y.title)
+        _dress(axes.xaxis, chart.x, axes.set_xscale, axes.set_xlim)
+        _dress(axes.yaxis, chart.y, axes.set_yscale, axes.set_ylim)
+        if chart.y.zero:
+            axes.axhline(0, color="#8a9098", linewidth=0.8)
+        if labels:
+            axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), frameon=False, ncols=columns, fontsize=7.5)
+        axes.grid(color="#e6e6e6", linewidth=0.6)
+        axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-        stream = io.StringIO()
-        figure.savefig(stream, format="svg", metadata={"Date": None})
-    return stream.getvalue()
+        found = {}
+        for kind, dates in (("svg", {"Date": None}), ("pdf", {"CreationDate": None})):
+            stream = io.BytesIO()
+            figure.savefig(stream, format=kind, metadata=dates)
+            found[kind] = stream.getvalue()
+    return found
+
+
+def _dress(ruler: Any, axis: Axis, set_scale: Any, set_limits: Any) -> None:
+    if axis.logarithmic:
+        set_scale("log")
+    if axis.ticks is not None:
+        ruler.set_ticks([value for value, _ in axis.ticks], [text.replace("<br>", "\n") for _, text in axis.ticks])
+        ruler.set_ticks([], minor=True)
+    if axis.span:
+        set_limits(axis.span)
+    elif axis.from_zero:
+        set_limits(0, None)
+
+
+def shown_first(comparisons: Sequence[Comparison], limit: int = 12) -> set[str]:
+    """Return the layers that figures show at first: all of a few; of many full softmax, the frontiers and the best."""
+    rows: dict[str, Row] = {row.label: row for comparison in comparisons for row in comparison.rows}
+    if len(rows) <= limit:
+        return set(rows)
+    chosen: set[str] = set()
+    for comparison in comparisons:
+        first = [comparison.reference] if comparison.reference else []
+        first += comparison.frontier(comparison.seconds) + comparison.finished[:5]
+        chosen |= {row.label for row in first[:limit]}
+    return chosen

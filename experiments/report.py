@@ -1,19 +1,22 @@
-"""Run folders in, one page out: which output layer wins at what, with the evidence.
+"""Run folders in, one page out: which output layer wins at what, how sure that is, and where each number comes from.
 
 ``python -m experiments.report outputs/sotu/* --output outputs/report`` writes
 
 - ``report.html``: one self-contained page that works from a file, offline;
-- ``results.csv``: one line per run, unrounded;
-- ``perplexity.svg``: validation perplexity against training time, for documents.
+- ``results.csv``, one line per run; ``layers.csv``, ``bands.csv``, ``samples.csv``, ``scaling.csv`` and ``search.csv``,
+  what the page's tables show; all unrounded;
+- ``figures/*.svg`` and ``*.pdf``: the page's figures, for documents.
 
-The same folders give the same bytes. Nothing here imports torch.
+A ``study.json`` among the folders adds the runs of that study and its search for learning rates, a benchmark's
+``results.csv`` the growth with V. What these runs cannot say (verdicts from one seed, the number of drawn words, growth
+with V) is told from the results that ship, and said to be. The same folders give the same bytes. Nothing here imports
+torch.
 """
 
 import argparse
-import csv
-import io
-import json
-from collections.abc import Iterable
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,117 +24,146 @@ import jinja2
 import plotly.offline
 from markupsafe import Markup
 
-from experiments import wording
-from experiments.comparison import Bands, Comparison, Row, compare, conditions, differing
-from experiments.drawing import band_figure, curve_figure, still_figure
+from experiments import drawing, tables, wording
+from experiments.advice import advice, is_exact, own_options, script
+from experiments.comparison import OF_REFERENCE, Bands, Comparison, Row, Style, Survey, Sweep, styles, survey
+from experiments.drawing import MEASURES, Chart
+from experiments.reading import conditions, differing
+from experiments.scaling import FITTED_FROM, Scaling
+from experiments.sentences import answer, caveats, growth_sentence, overview, sentence, subtitle, winners
+from experiments.statistics import SEEDS_FOR_A_VERDICT
+from experiments.tables import text_table
 
 TEMPLATES = Path(__file__).parent / "templates"
+SHIPPED = Path(__file__).parent / "results"
 
 
-def winners(comparison: Comparison) -> dict[str, Row]:
-    """Return the best finished row of the columns that the answer names."""
-    best = {}
-    for name in ("test", "speed", "memory"):
-        pick = comparison.columns[name].best
-        ranked = {row.cells[name].mean: row for row in reversed(comparison.finished) if row.cells[name]}
-        if ranked:
-            best[name] = ranked[pick(ranked)]
-    return best
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A line of a figure, as its key shows it."""
+
+    label: str
+    style: Style
 
 
-def answer(comparison: Comparison) -> str:
-    """Say in one plain sentence which layer wins at what."""
-    finished = comparison.finished
-    if not finished:
-        return "No run has finished, so there is nothing to compare."
-    if len(finished) == 1:
-        number = wording.perplexity(finished[0].cells["test"].mean)
-        return (
-            f"Only {finished[0].inline} has finished, with a test perplexity of {number}; one layer is no comparison."
-        )
-    clauses: dict[str, list[str]] = {}
-    for name, row in winners(comparison).items():
-        number = comparison.columns[name].show(row.cells[name].mean)
-        speed_up = row.cells["speed_up"] if row is not comparison.reference else None
-        how_fast = f"{wording.times(speed_up.mean)} full softmax's speed" if speed_up else f"{number} tokens/s"
-        clause = {
-            "test": f"predicts best (test perplexity {number})",
-            "speed": f"trains fastest ({how_fast})",
-            "memory": f"needs the least memory ({number} at its peak)",
-        }[name]
-        clauses.setdefault(row.inline, []).append(clause)
-    sentence = "; ".join(f"{layer} {wording.listing(parts)}" for layer, parts in clauses.items())
-    return sentence[0].upper() + sentence[1:] + "."
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """A setting on the page: its comparison, words and charts."""
+
+    comparison: Comparison
+    bands: Bands | None
+    charts: dict[str, Chart]
+
+    @classmethod
+    def of(cls, comparison: Comparison) -> "Shown":
+        """Draw what there is to draw."""
+        charts: dict[str, Chart] = {}
+        if any(math.isfinite(row.perplexity) for row in comparison.finished):
+            charts |= {f"frontier-{cost}": drawing.frontier_chart(comparison, cost) for cost in ("seconds", "memory")}
+        if any(run.curve for run in comparison.runs):
+            charts |= {f"curves-{axis}": drawing.curve_chart(comparison, axis) for axis in ("seconds", "tokens")}
+        bands = Bands.of(comparison)
+        if bands:
+            charts["bands"] = drawing.band_chart(bands)
+        return cls(comparison, bands, charts)
+
+    @property
+    def slug(self) -> str:
+        """Where it is on the page, and the end of its files' names."""
+        return self.comparison.setting.slug
 
 
-def caveats(comparison: Comparison) -> list[str]:
-    """Say what the answer does not say."""
-    notes = []
-    stopped = [row for row in comparison.finished if row.cells["at_stop"]] if comparison.stop else []
-    if len(stopped) > 1:
-        best = min(stopped, key=lambda row: row.cells["at_stop"].mean)
-        equal = "training time" if comparison.stop.axis == "seconds" else "training text"
-        notes.append(
-            f"After equal {equal} ({comparison.stop}, when the first run ended) {best.inline} has the lowest "
-            f"validation perplexity, {wording.perplexity(best.cells['at_stop'].mean)}."
-        )
-    if comparison.seeds == 1:
-        notes.append("One seed per layer: differences as small as those between two seeds of one layer mean nothing.")
-    elif comparison.seeds > 1:
-        notes.append(f"Means over up to {comparison.seeds} seeds; no test of significance has been made.")
-    if len(comparison.rows) > 1 and comparison.reference is None:
-        notes.append("No run of full softmax has finished: differences to it and speed-ups are missing.")
-    notes += [f"{row.label}: {row.note}." for row in comparison.rows if row.note]
-    if lacking := [row for row in comparison.finished if any(run.lacks_words for run in row.runs)]:
-        layers = wording.listing([f"{row.inline} ({wording.most(1 - row.cells['coverage'].mean)})" for row in lacking])
-        notes.append(
-            f"Some of the test tokens have the probability zero in {layers}: an infinite perplexity, to be compared "
-            "by the smoothed one. Infinite losses are not drawn."
-        )
-    if names := [name for name in differing(comparison.runs) if name != "optim.output_learning_rate"]:
-        notes.append(f"The runs differ in more than layer and seed: {', '.join(names)}.")
-    return notes
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Everything on the page.
+
+    Attributes:
+        survey: of the runs given.
+        shipped: of the results that ship.
+        settings: the comparisons, drawn.
+        sweeps: of the number of drawn words; with ``sweeps_shipped`` from the results that ship.
+        scaling: growth with V; with ``scaling_shipped`` from the results that ship.
+        left_out: ``(name, reason)`` of everything given that could not be used.
+    """
+
+    survey: Survey
+    shipped: Survey
+    settings: list[Shown]
+    sweeps: list[Sweep]
+    sweeps_shipped: bool
+    scaling: Scaling | None
+    scaling_shipped: bool
+    left_out: list[tuple[str, str]]
+
+    @classmethod
+    def of(
+        cls, folders: Iterable[Path], title: str, studies: Iterable[Path], benchmarks: Iterable[Path], results: Path
+    ) -> "Report":
+        """Read everything."""
+        found = survey(folders, title, studies)
+        scaling, unfit = Scaling.read_all(benchmarks)
+        own = {run.folder.resolve() for run in found.runs}
+        runs, records, tables_of_benchmarks = shipped_files(results)
+        extra = not own & {folder.resolve() for folder in runs}
+        shipped = survey(runs, "", records) if extra else Survey("", [], [])
+        sweeps = [sweep for comparison in found.comparisons if (sweep := Sweep.of(comparison))]
+        sweeps_shipped = not sweeps
+        if sweeps_shipped:
+            sweeps = [sweep for comparison in shipped.comparisons if (sweep := Sweep.of(comparison))]
+        scaling_shipped = scaling is None
+        if scaling_shipped:
+            scaling, _ = Scaling.read_all(tables_of_benchmarks)
+        return cls(
+            found, shipped, list(map(Shown.of, found.comparisons)), sweeps, sweeps_shipped and extra, scaling,
+            scaling_shipped and extra, sorted([*found.left_out, *unfit]),
+        )  # fmt: skip
+
+    @property
+    def beside(self) -> list[Comparison]:
+        """What ships and is shown beside runs that allow no verdict of their own."""
+        own = {comparison.setting for comparison in self.survey.comparisons}
+        if any(comparison.has_verdicts for comparison in self.survey.comparisons):
+            return []
+        return [one for one in self.shipped.comparisons if one.setting not in own and len(one.finished) > 1]
+
+    @property
+    def looks(self) -> dict[str, Style]:
+        """How each label is drawn: a layer alike everywhere on the page."""
+        looks = {row.label: row.style for row in self.survey.rows}
+        taken = set(looks.values())
+        free = (style for style in styles() if style not in taken)
+        for growth in self.scaling.growths if self.scaling else ():
+            if growth.label not in looks:
+                plain = growth.contestant == "full_softmax" and OF_REFERENCE not in taken
+                looks[growth.label] = OF_REFERENCE if plain else next(free)
+        return looks
+
+    @property
+    def charts(self) -> dict[str, Chart]:
+        """Every figure by the name of its file."""
+        found = {
+            f"{name}{f'-{shown.slug}' if len(self.settings) > 1 else ''}": chart
+            for shown in self.settings for name, chart in shown.charts.items()
+        }  # fmt: skip
+        found |= {f"samples-{index}": drawing.sweep_chart(sweep) for index, sweep in enumerate(self.sweeps, 1)}
+        if self.scaling:
+            found |= {f"scaling-{name}": drawing.scaling_chart(self.scaling, name, self.looks) for name in MEASURES}
+        return {name: chart for name, chart in found.items() if any(line.label for line in chart.lines)}
+
+    @property
+    def evidence(self) -> list[tuple[str, Comparison]]:
+        """The settings that advice is taken from, and where on the page they are shown."""
+        own = [(f"#{shown.slug}", shown.comparison) for shown in self.settings]
+        return [*own, *((f"#shipped-{comparison.setting.slug}", comparison) for comparison in self.beside)]
 
 
-def subtitle(comparison: Comparison) -> str:
-    """Name the text and the budget."""
-    runs = [run for run in comparison.runs if run.result]
-    if not runs:
-        return ""
-    parts = [f"{runs[0].config['name']['data']}, {runs[0].result['vocabulary']:,} words in the vocabulary"]
-    for axis, show in (("tokens", wording.count), ("seconds", wording.duration)):
-        low, high = (pick(run.result["train"][axis] for run in runs) for pick in (min, max))
-        unit = "tokens of training" if axis == "tokens" else "of training"
-        parts.append(f"{show(low)} {unit} each" if show(low) == show(high) else f"{show(low)} to {show(high)} {unit}")
-    return "; ".join([*parts, f"{runs[0].result['test']['tokens']:,} test tokens"])
+def shipped_files(results: Path) -> tuple[list[Path], list[Path], list[Path]]:
+    """Return the run folders, the records of studies and the benchmarks' tables that ship."""
+    runs = sorted(folder for folder in results.glob("runs/*/*") if folder.is_dir())
+    return runs, sorted(results.glob("studies/*/study.json")), sorted(results.glob("benchmark/*/results.csv"))
 
 
-def results_csv(comparison: Comparison) -> str:
-    """Return one line per run, in the order of the table."""
-    lines = [run.record() for run in comparison.runs]
-    stream = io.StringIO()
-    header = list(lines[0]) if lines else ["layer", "seed", "status", "test_perplexity", "folder"]
-    writer = csv.DictWriter(stream, header, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return stream.getvalue()
-
-
-def text_table(comparison: Comparison) -> str:
-    """Return the main table for a terminal."""
-    names = [name for name in comparison.columns if name not in ("valid", "at_stop")]
-    lines = [["Output layer", *(comparison.columns[name].heading for name in names)]]
-    for row in comparison.rows:
-        cells = [comparison.columns[name].show(row.cells[name].mean) if row.cells[name] else "–" for name in names]
-        lines.append([row.label + (f" ({row.note})" if row.note else ""), *cells])
-    if comparison.unigram:
-        lines.append(["Unigram frequencies", wording.perplexity(comparison.unigram["test"]), *[""] * (len(names) - 1)])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    texts = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines]
-    return "\n".join([texts[0], "-" * max(map(len, texts)), *texts[1:]])
-
-
-def html(comparison: Comparison) -> str:
+def html(report: Report) -> str:
     """Return the page."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -140,62 +172,116 @@ def html(comparison: Comparison) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    bands = Bands.of(comparison)
-    figures = {}
-    if any(run.curve for run in comparison.runs):
-        figures |= {f"curve-{axis}": curve_figure(comparison, axis) for axis in ("seconds", "tokens")}
-    if bands:
-        figures["bands"] = band_figure(bands)
-    unlike = differing(comparison.runs)
-    shared = conditions(comparison.runs[0]) if comparison.runs else {}
+    found = report.survey
+    compared = found.comparisons
+    figures = {name: Markup(script(drawing.to_plotly(chart))) for name, chart in report.charts.items()}
+    unlike = differing(found.runs)
+    shared = conditions(found.runs[0]) if found.runs else {}
     context = {
-        "comparison": comparison,
-        "subtitle": subtitle(comparison),
-        "answer": answer(comparison),
-        "caveats": caveats(comparison),
-        "winners": winners(comparison) if len(comparison.finished) > 1 else {},
-        "bands": bands,
-        "figures": {name: _script(figure) for name, figure in figures.items()},
-        "differing": unlike,
+        "report": report,
+        "title": found.title,
+        "overview": overview(found),
+        "answer": answer(found),
+        "figures": figures,
+        "suffix": lambda shown: f"-{shown.slug}" if len(report.settings) > 1 else "",
+        "shown_first": drawing.shown_first(compared),
+        "scaling_rows": scaling_rows(report.scaling),
+        "scaling_key": [Entry(growth.label, report.looks[growth.label]) for growth in _growths(report)],
+        "growth": growth_sentence({row[0]: row[1]["seconds"].exponent for row in scaling_rows(report.scaling)
+                                   if row[1]["seconds"]}),
+        "measures": MEASURES,
+        "fitted_from": FITTED_FROM,
+        "advice": Markup(script(advice(report.evidence, report.scaling))),
+        "differing": [name for name in unlike if name not in ("optim.learning_rate", "revision", "dirty", "processor",
+                                                              "device", "threads")],
         "shared": {key: value for key, value in sorted(shared.items()) if key not in unlike},
-        "conditions": conditions,
-        "wording": wording,
+        "needed": SEEDS_FOR_A_VERDICT,
         "plotly": Markup(plotly.offline.get_plotlyjs()) if figures else "",
         "style": Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         "script": Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),
-    }
+        "adviser": Markup((TEMPLATES / "advice.js").read_text(encoding="utf-8")),
+    }  # fmt: skip
+    functions = (caveats, conditions, is_exact, memory_of, options_of, sentence, subtitle, winners)
+    context |= {function.__name__: function for function in functions} | {"wording": wording}
     return environment.get_template("report.html.j2").render(context)
 
 
-def _script(figure: dict[str, Any]) -> Markup:
-    """Return a figure as JSON that cannot end the script element around it."""
-    return Markup(json.dumps(figure, allow_nan=False).replace("</", "<\\/"))
+def _growths(report: Report) -> Sequence[Any]:
+    return report.scaling.growths if report.scaling else []
 
 
-def write(folders: Iterable[Path], output: Path, title: str) -> Comparison:
-    """Write ``report.html``, ``results.csv`` and ``perplexity.svg`` about the run folders into ``output``."""
-    comparison = compare(folders, title)
-    output.mkdir(parents=True, exist_ok=True)
+def scaling_rows(scaling: Scaling | None) -> list[tuple[str, dict[str, Any], dict[int, Any]]]:
+    """Return each layer's label, its fitted powers by measure, and its points by V."""
+    if scaling is None:
+        return []
+    return [
+        (growth.label, {name: growth.power(name) for name in MEASURES}, {point.vocab: point for point in growth.points})
+        for growth in scaling.growths
+    ]
+
+
+def memory_of(row: Row) -> float:
+    """Return the mean peak memory of a layer."""
+    return row.mean("memory") or math.inf
+
+
+def options_of(row: Row) -> str:
+    """Return a layer's settings, those of its yaml that it keeps left out."""
+    return ", ".join(f"{key}={value}" for key, value in own_options(row.runs[0]).items()) or "as in its yaml"
+
+
+def write(
+    folders: Iterable[Path],
+    output: Path,
+    title: str,
+    studies: Iterable[Path] = (),
+    benchmarks: Iterable[Path] = (),
+    results: Path = SHIPPED,
+) -> Survey:
+    """Write the page, tables and figures about run folders into ``output``.
+
+    Args:
+        folders: of runs.
+        output: where to.
+        title: of the page.
+        studies: files ``study.json``; a study's own runs take part.
+        benchmarks: files ``results.csv`` of benchmarks.
+        results: what ships, for what these runs cannot say.
+    """
+    report = Report.of(folders, title, studies, benchmarks, results)
+    found = report.survey
     files = {
-        "report.html": html(comparison),
-        "results.csv": results_csv(comparison),
-        "perplexity.svg": still_figure(comparison),
+        "report.html": html(report),
+        "results.csv": tables.results_csv(found),
+        "layers.csv": tables.layers_csv(found),
+        "bands.csv": tables.bands_csv(found),
+        "samples.csv": tables.sweeps_csv(report.sweeps),
+        "search.csv": tables.search_csv(found),
     }
+    if report.scaling:
+        files["scaling.csv"] = report.scaling.table()
+    (output / "figures").mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (output / name).write_text(text, encoding="utf-8")
-    return comparison
+    for name, chart in report.charts.items():
+        for kind, content in drawing.to_files(chart).items():
+            (output / "figures" / f"{name}.{kind}").write_bytes(content)
+    return dataclasses.replace(found, left_out=report.left_out)
 
 
 def main() -> None:
     """Write the report of the folders named on the command line."""
     parser = argparse.ArgumentParser(prog="python -m experiments.report", description=__doc__.splitlines()[0])
-    parser.add_argument("folders", nargs="+", type=Path, help="run folders")
+    parser.add_argument("paths", nargs="+", type=Path, help="run folders, study.json files, benchmarks' results.csv")
     parser.add_argument("--output", type=Path, default=Path("outputs/report"), help="where to write (%(default)s)")
     parser.add_argument("--title", default="Output layers compared", help="the page's title")
     arguments = parser.parse_args()
-    comparison = write(arguments.folders, arguments.output, arguments.title)
-    print(text_table(comparison))
-    for name, reason in comparison.left_out:
+    studies = [path for path in arguments.paths if path.suffix == ".json"]
+    benchmarks = [path for path in arguments.paths if path.suffix == ".csv"]
+    folders = [path for path in arguments.paths if path.suffix not in (".json", ".csv")]
+    found = write(folders, arguments.output, arguments.title, studies, benchmarks)
+    print(text_table(found))
+    for name, reason in found.left_out:
         print(f"left out: {name}: {reason}")
     print(arguments.output / "report.html")
 

@@ -6,7 +6,7 @@ differences between layers are alike at any level. SciPy has the distributions.
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -43,6 +43,19 @@ class Interval:
             return cls(mean, None, None, len(array))
         half = stats.t.ppf((1 + CONFIDENCE) / 2, len(array) - 1) * stats.sem(array)
         return cls(mean, mean - half, mean + half, len(array))
+
+    def transformed(self, function: Callable[[float], float]) -> "Interval":
+        """Return the interval on another scale, to which a rising function leads."""
+        low, high = (None if end is None else _finite(function, end) for end in (self.low, self.high))
+        return Interval(_finite(function, self.mean), low, high, self.number)
+
+
+def _finite(function: Callable[[float], float], value: float) -> float:
+    """Apply a function whose values may be too large for a float, as the end of a wide interval's may."""
+    try:
+        return function(value)
+    except OverflowError:
+        return math.inf
 
 
 @dataclasses.dataclass(frozen=True)

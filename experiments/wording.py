@@ -53,7 +53,22 @@ def whole(value: float) -> str:
 
 def count(value: float) -> str:
     """A number of tokens or parameters."""
+    if value >= 1e6 and value % 1e6 == 0:
+        return f"{value / 1e6:,.0f}\u00a0M"
     return f"{value / 1e6:,.2f}\u00a0M" if value >= 1e6 else f"{value:,.0f}"
+
+
+def large(value: float) -> str:
+    """A number of operations: three figures and a power of a thousand."""
+    for size, name in ((1e9, "\u00a0G"), (1e6, "\u00a0M"), (1e3, "\u00a0k")):
+        if value >= 0.9995 * size:
+            return figures(value / size) + name
+    return figures(value)
+
+
+def milliseconds(seconds: float) -> str:
+    """A time of a step: three figures, in milliseconds, or seconds from one on."""
+    return f"{figures(seconds)}\u00a0s" if seconds >= 0.9995 else f"{figures(1000 * seconds)}\u00a0ms"
 
 
 def megabytes(value: float) -> str:
@@ -62,9 +77,10 @@ def megabytes(value: float) -> str:
 
 
 def duration(value: float) -> str:
-    """Seconds, or minutes and seconds."""
+    """Seconds, or minutes and seconds, or whole minutes."""
     minutes, seconds = divmod(round(value), 60)
-    return f"{minutes}\u00a0min {seconds}\u00a0s" if minutes else f"{seconds}\u00a0s"
+    parts = [f"{minutes}\u00a0min"] * bool(minutes) + [f"{seconds}\u00a0s"] * bool(seconds or not minutes)
+    return " ".join(parts)
 
 
 def listing(parts: list[str]) -> str:

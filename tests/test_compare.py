@@ -77,7 +77,7 @@ def test_a_study_trains_every_layer_and_seed_once_and_reports(words, trained, mo
     assert trained.jobs == expected
     page = tmp_path / "outputs" / "compare" / "smoke" / "report.html"
     assert out.rstrip().endswith(str(page)) and page.exists()
-    assert (page.parent / "results.csv").exists() and (page.parent / "perplexity.svg").exists()
+    assert (page.parent / "results.csv").exists() and (page.parent / "figures" / "curves-seconds.svg").exists()
     assert "[4/4] sampled_softmax, seed 2: test perplexity" in out, out
     assert "Unigram frequencies" in out, out
     config = yaml.safe_load(next((tmp_path / "outputs" / "text").glob("full*seed2*/config.yaml")).read_text())

@@ -1,39 +1,102 @@
 "use strict";
 (() => {
-  const plots = [...document.querySelectorAll(".plot")];
-  const hidden = new Set();
+  const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+  const plots = all(".plot");
+  const hidden = new Set(all('.key button[aria-pressed="false"]').map((button) => button.dataset.label));
+  const seen = new Set();  // figures that have come near the window: the others are not drawn before they do
 
-  // A colour "@name" in a figure stands for the style sheet's variable --name.
-  const draw = () => {
-    const style = getComputedStyle(document.documentElement);
-    for (const plot of plots) {
-      const text = document.getElementById(`${plot.id}-data`).textContent;
-      const figure = JSON.parse(text, (_, value) =>
-        typeof value === "string" && value.startsWith("@") ? style.getPropertyValue(`--${value.slice(1)}`).trim() : value);
-      figure.layout.font.family = getComputedStyle(document.body).fontFamily;
-      figure.layout.hoverlabel.font.family = figure.layout.font.family;
-      for (const trace of figure.data) trace.visible = !hidden.has(trace.meta);
-      if ("print" in document.documentElement.dataset) figure.layout.width = Math.min(plot.clientWidth, 680);  // A4
-      Plotly.react(plot, figure.data, figure.layout, { responsive: true, displayModeBar: false });
-    }
+  // A figure's data stands in a script element beside it; of several, the one that its switch chooses.
+  const data = (plot) => {
+    const choice = document.querySelector(`input[name="${plot.id}"]:checked`);
+    return document.getElementById(choice ? `${plot.id}-${choice.value}-data` : `${plot.id}-data`).textContent;
   };
 
+  // A colour "@name" in a figure stands for the style sheet's variable --name.
+  const draw = (plot) => {
+    const style = getComputedStyle(document.documentElement);
+    const figure = JSON.parse(data(plot), (_, value) =>
+      typeof value === "string" && value.startsWith("@") ? style.getPropertyValue(`--${value.slice(1)}`).trim() : value);
+    figure.layout.font.family = getComputedStyle(document.body).fontFamily;
+    figure.layout.hoverlabel.font.family = figure.layout.font.family;
+    for (const trace of figure.data) trace.visible = !hidden.has(trace.meta);
+    if ("print" in document.documentElement.dataset) figure.layout.width = Math.min(plot.clientWidth || 680, 680);  // A4
+    Plotly.react(plot, figure.data, figure.layout, { responsive: true, displayModeBar: false });
+  };
+  const redraw = () => seen.forEach(draw);
+
   if (plots.length) {
-    draw();
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-    addEventListener("beforeprint", () => { document.documentElement.dataset.print = ""; draw(); });
-    addEventListener("afterprint", () => { delete document.documentElement.dataset.print; draw(); });
+    const watch = new IntersectionObserver((entries) => {
+      for (const { isIntersecting, target } of entries) {
+        if (!isIntersecting || seen.has(target)) continue;
+        seen.add(target);
+        watch.unobserve(target);
+        draw(target);
+      }
+    }, { rootMargin: "400px" });
+    plots.forEach((plot) => watch.observe(plot));
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+    addEventListener("beforeprint", () => {
+      document.documentElement.dataset.print = "";
+      plots.forEach((plot) => seen.add(plot));
+      redraw();
+    });
+    addEventListener("afterprint", () => { delete document.documentElement.dataset.print; redraw(); });
+    for (const plot of plots) {
+      for (const input of all(`input[name="${plot.id}"]`)) input.addEventListener("change", () => draw(plot));
+    }
   }
 
-  for (const button of document.querySelectorAll(".key button")) {
+  for (const button of all(".key button")) {
     button.addEventListener("click", () => {
       const label = button.dataset.label;
       hidden.has(label) ? hidden.delete(label) : hidden.add(label);
-      for (const twin of document.querySelectorAll(".key button")) {
+      for (const twin of all(".key button")) {
         if (twin.dataset.label === label) twin.setAttribute("aria-pressed", String(!hidden.has(label)));
       }
-      draw();
+      redraw();
     });
+  }
+
+  // One setting at a time; a link to anything in another one chooses that.
+  const choices = all('input[name="setting"]');
+  const settings = all(".setting");
+  const choose = (slug) => {
+    for (const setting of settings) setting.classList.toggle("away", setting.id !== slug);
+    for (const choice of choices) choice.checked = choice.value === slug;
+  };
+  const follow = () => {
+    const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    if (!target) return;
+    const setting = target.closest(".setting");
+    if (setting && choices.length) choose(setting.id);
+    for (let box = target.closest("details"); box; box = box.parentElement.closest("details")) box.open = true;
+    target.scrollIntoView();
+  };
+  if (choices.length) {
+    choose(choices[0].value);
+    for (const choice of choices) choice.addEventListener("change", () => choose(choice.value));
+  }
+  addEventListener("hashchange", follow);
+  follow();
+
+  for (const form of all(".filter")) {
+    const rows = [...form.parentElement.querySelector("table.layers").tBodies[0].rows];
+    const field = (name) => form.elements.namedItem(name);
+    const filter = () => {
+      const words = field("text").value.toLowerCase().split(/\s+/).filter(Boolean);
+      const verdict = field("verdict")?.value ?? "";
+      for (const row of rows) {
+        const { label, exact, frontier } = row.dataset;
+        row.hidden = !(words.every((word) => label.toLowerCase().includes(word)) &&
+          (!verdict || row.dataset.verdict === verdict) &&
+          (!field("exact").checked || exact === "yes") && (!field("frontier").checked || frontier === "yes"));
+      }
+      const left = rows.filter((row) => !row.hidden).length;
+      form.querySelector("output").textContent = left === rows.length ? `${left} layers` : `${left} of ${rows.length} layers`;
+    };
+    form.addEventListener("input", filter);
+    form.addEventListener("submit", (event) => event.preventDefault());
+    filter();  // a browser may have kept what was typed
   }
 
   const compare = (a, b) => {
@@ -41,7 +104,7 @@
     return Number.isNaN(x) || Number.isNaN(y) ? a.localeCompare(b) : x - y;
   };
 
-  for (const button of document.querySelectorAll("thead button")) {
+  for (const button of all("thead button")) {
     const header = button.closest("th");
     header.closest("table").classList.add("sortable");
     button.addEventListener("click", () => {

@@ -1,0 +1,130 @@
+"use strict";
+(() => {
+  const form = document.querySelector("form.advice");
+  if (!form) return;
+  const evidence = JSON.parse(document.getElementById("advice-data").textContent);
+  const place = document.getElementById("recommendation");
+  const field = (name) => form.elements.namedItem(name);
+  const number = (value) => value.toLocaleString("en-US");
+  const figures = (value) => Number(value.toPrecision(3)).toLocaleString("en-US", { maximumFractionDigits: 6 });
+  const time = (seconds) => seconds < 1 ? `${figures(1000 * seconds)}\u00a0ms` : `${figures(seconds)}\u00a0s`;
+  const memory = (bytes) => bytes < 1e9 ? `${figures(bytes / 1e6)}\u00a0MB` : `${figures(bytes / 1e9)}\u00a0GB`;
+  const percent = (part) => `${part < 0 ? "−" : "+"}${Math.abs(100 * part).toFixed(1)}\u00a0%`;
+
+  const element = (tag, parts, attributes = {}) => {
+    const made = document.createElement(tag);
+    made.append(...[parts].flat());
+    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+    return made;
+  };
+
+  // Between measured sizes, and beyond them, a straight line on logarithmic axes; in proportion to D and tokens.
+  const at = (points, vocab, index) => {
+    const known = points.filter((point) => point[index] > 0);
+    if (!known.length) return null;
+    if (known.length === 1) return known[0][index] * vocab / known[0][0];
+    let right = known.findIndex((point) => point[0] >= vocab);
+    if (right < 0) right = known.length - 1;
+    const [a, b] = [known[Math.max(right, 1) - 1], known[Math.max(right, 1)]];
+    const slope = Math.log(b[index] / a[index]) / Math.log(b[0] / a[0]);
+    return a[index] * (vocab / a[0]) ** slope;
+  };
+
+  const same = (a, b) => JSON.stringify(Object.entries(a).sort()) === JSON.stringify(Object.entries(b).sort());
+
+  // The nearest vocabulary on a logarithmic scale; verdicts are worth a factor of two.
+  const nearest = (vocab) => {
+    const distance = ({ vocab: other, rows }) =>
+      Math.abs(Math.log(vocab / other)) + (rows.some((row) => row.verdict) ? 0 : Math.log(2));
+    return [...evidence.settings].sort((a, b) => distance(a) - distance(b))[0];
+  };
+
+  const candidates = (setting, { vocab, hidden, tokens }) => {
+    const scaling = evidence.scaling;
+    return setting.rows.map((row) => {
+      const own = scaling?.layers.filter((layer) => layer.name === row.name) ?? [];
+      const curve = own.find((layer) => same(layer.options, row.options)) ?? own.find((layer) => same(layer.options, {}));
+      const seconds = curve ? at(curve.points, vocab, 1) * (hidden / scaling.hidden) * (tokens / scaling.tokens) : null;
+      const bytes = curve ? at(curve.points, vocab, 2) : null;
+      return { ...row, seconds, alike: curve && same(curve.options, row.options),
+               bytes: bytes && bytes * hidden / scaling.hidden };
+    });
+  };
+
+  const pace = (row, full) => row.seconds && full.seconds
+    ? `its part of a step takes ${time(row.seconds)}, full softmax's ${time(full.seconds)}`
+    : `it trains ${figures(row.speedUp)} times as fast as full softmax there`;
+
+  const advise = () => {
+    const asked = { vocab: Number(field("vocab").value), hidden: Number(field("hidden").value),
+                    tokens: Number(field("tokens").value), tolerance: Number(field("tolerance").value),
+                    exact: field("exact").checked };
+    if (!form.checkValidity()) return place.replaceChildren(element("p", "Please give whole numbers: V from 2, D and tokens from 1."));
+    if (!evidence.settings.length) {
+      return place.replaceChildren(element("p", "There is no evidence: no two layers with a full softmax among them have been compared."));
+    }
+    const setting = nearest(asked.vocab);
+    const rows = candidates(setting, asked);
+    const full = rows.find((row) => row.name === evidence.reference);
+    const speed = (row) => row.seconds && full.seconds ? full.seconds / row.seconds : row === full ? 1 : row.speedUp;
+    const allowed = (row) => (row === full || (row.above !== null && row.above <= asked.tolerance)) && (!asked.exact || row.exact);
+    const fitting = rows.filter((row) => allowed(row) && speed(row));
+    // Equal time has the price of a slow step in its perplexity already; after equal text it has to be weighed.
+    const price = (row) => row === full ? 0 : row.above ?? Infinity;
+    const rank = (a, b) => (setting.inTime ? price(a) - price(b) : (speed(b) ?? 0) - (speed(a) ?? 0)) || 0;
+    fitting.sort(rank);
+    let best = fitting[0] ?? full;
+    if (!setting.inTime && speed(best) < 1.2) best = full;
+
+    const evidenceLink = element("a", setting.title, { href: setting.place });
+    const because = [];
+    if (best === full) {
+      because.push("no other layer that fits your answers is measurably faster without costing more perplexity than you would give up.");
+    } else if (setting.inTime) {
+      because.push(`of the layers that fit your answers it reached the lowest perplexity in equal training time (${percent(best.above)} against full softmax`,
+        best.verdict ? `: ${best.verdict}` : "", ").");
+    } else {
+      because.push(`it is the fastest of the layers that fit your answers: ${pace(best, full)}, and after equal text its perplexity is ${percent(best.above)} against full softmax's`,
+        best.verdict ? ` (${best.verdict})` : "", ".");
+    }
+    const said = [element("p", [element("strong", best.label), ": ", ...because], { class: "answer", id: "recommended" })];
+    const notes = [["Perplexity is taken from ", evidenceLink, `, V ${number(setting.vocab)}, ${setting.seeds} seed${setting.seeds > 1 ? "s" : ""}.`]];
+    const factor = Math.max(asked.vocab / setting.vocab, setting.vocab / asked.vocab);
+    if (factor > 2) notes.push(`No vocabulary nearer to yours has been compared: it differs by a factor of ${figures(factor)}, and what a layer costs in perplexity changes with V.`);
+    if (!rows.some((row) => row.verdict)) notes.push("Too few seeds for verdicts: the perplexities are means, and small differences mean nothing.");
+    if (evidence.scaling) {
+      const sizes = evidence.scaling.layers.flatMap((layer) => layer.points.map((point) => point[0]));
+      const [low, high] = [Math.min(...sizes), Math.max(...sizes)];
+      const { tokens, hidden } = evidence.scaling;
+      notes.push([`Times come from `, element("a", "measurements", { href: "#scaling" }), ` of the output layer at V ${number(low)} to ${number(high)}, D ${number(hidden)} and ${number(tokens)} tokens on one machine, and are taken to be in proportion to D and tokens; yours will differ, their ratios less so.`]);
+      if (asked.vocab < low || asked.vocab > high) notes.push("Your V lies outside of what was timed: the times are extrapolated.");
+    } else {
+      notes.push("Nothing was timed at your size: the speed-ups are those of whole training steps in that setting.");
+    }
+    const unknown = rows.filter((row) => !speed(row)).map((row) => row.label);
+    if (unknown.length) notes.push(`Not timed: ${unknown.join(", ")}.`);
+    if (!asked.exact) notes.push("Every layer can give exact probabilities; one that was not trained on its likelihood has to pass over the vocabulary for each.");
+    said.push(element("ul", notes.map((note) => element("li", note)), { class: "caveats" }));
+
+    const head = ["Output layer", "Step", "Speed-up", "Memory", "Perplexity", "Verdict", "Likelihood", "Fits"];
+    const lines = [...rows].sort((a, b) => (allowed(b) - allowed(a)) || rank(a, b)).map((row) => element("tr", [
+      element("th", row.label, { scope: "row" }),
+      ...[row.seconds ? time(row.seconds) + (row.alike ? "" : "*") : "–", speed(row) ? `${figures(speed(row))}×` : "–",
+        row.bytes ? memory(row.bytes) : "–", row === full ? "reference" : row.above === null ? "–" : percent(row.above)]
+        .map((text) => element("td", text)),
+      element("td", row.verdict || "–", { class: "words" }), element("td", row.exact ? "yes" : "no"), element("td", allowed(row) ? "yes" : "no"),
+    ], row === best ? { class: "chosen" } : {}));
+    const caption = "The output layer's part of a step at your size; perplexity against full softmax in the setting named above"
+      + (rows.some((row) => row.seconds && !row.alike) ? ". *: timed with the options of its yaml" : "");
+    const table = element("table", [
+      element("caption", element("span", caption), { id: "recommendation-caption" }),
+      element("thead", element("tr", head.map((text, index) => element("th", text, index === 5 ? { scope: "col", class: "words" } : { scope: "col" })))),
+      element("tbody", lines)]);
+    said.push(element("div", table, { class: "scroll", tabindex: "0", role: "region", "aria-labelledby": "recommendation-caption" }));
+    place.replaceChildren(...said);
+  };
+
+  form.addEventListener("input", advise);
+  form.addEventListener("submit", (event) => event.preventDefault());
+  advise();
+})();
