@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lvsoftmax import runs
 from lvsoftmax.layer import DenseOutputLayer, OutputLayer
-from lvsoftmax.ops.backends import BackendUnavailable
+from lvsoftmax.ops.backends import BackendUnavailable, interprets_triton
 from lvsoftmax.ops.noise import Draws, FixedNoiseName
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs" / "output").glob("*.yaml"))
@@ -115,9 +115,16 @@ class Case:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
-                return runs.build(settings | toy | overrides, hidden_size, counts)
+                layer = runs.build(settings | toy | overrides, hidden_size, counts)
+                layer.chosen_backend(torch.device("cpu"))
             except BackendUnavailable as error:
                 pytest.skip(str(error))
+        return layer
+
+    def skip_if_interpreted(self) -> None:
+        """Skip what takes many steps or words where Triton's interpreter runs them, a thousand times slower."""
+        if self.value == "triton" and interprets_triton():
+            pytest.skip("takes too long in Triton's interpreter")
 
 
 def option_values(annotation: Any) -> tuple[Any, ...]:

@@ -196,6 +196,7 @@ def test_use_leaves_the_global_random_stream_alone(case):
 
 @for_every_case
 def test_gradcheck_of_forward(case):
+    case.skip_if_interpreted()
     layer = randomise(case.build(hidden_size=8, counts=zipf_counts(19), **dense(case)).double())
     batch = Batch.of(layer, tokens=3)
     sample = batch.draw(layer)
@@ -523,6 +524,7 @@ LEARNERS = [case for case in WITH_FULL_SUPPORT if case.option != "sparse"]
 @pytest.mark.parametrize("case", LEARNERS, ids=str)
 @pytest.mark.usefixtures("without_type_checks")
 def test_training_reaches_the_true_distribution(case):
+    case.skip_if_interpreted()
     toy = Toy()
     layer = case.build(hidden_size=toy.hidden_size, counts=toy.counts, **dense(case))
     assert toy.train(layer) <= allowed_divergence(case) * toy.unigram_divergence()

@@ -92,6 +92,8 @@ def test_the_docstring_has_formula_cost_reference_and_every_parameter(case):
 @pytest.mark.parametrize("size", [2, 97, 1000, 20_000])
 @for_every_case
 def test_one_yaml_builds_and_trains_at_any_vocabulary(case, size):
+    if size > 1000:
+        case.skip_if_interpreted()
     yaml_decides = {name: case.setting(name) for name in ("samples", "max_samples") if name in case.parameters}
     layer = case.build(counts=zipf_counts(size), **yaml_decides)
     batch = Batch.of(layer, dtype=torch.float32)

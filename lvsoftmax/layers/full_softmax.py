@@ -47,7 +47,7 @@ class FullSoftmax(DenseOutputLayer):
         temperature: float = 1.0,
         learn_temperature: bool = False,
         softcap: float | None = None,
-        backend: Literal["auto", "eager", "cpp"] = "auto",
+        backend: Literal["auto", "eager", "cpp", "triton"] = "auto",
     ) -> None:
         super().__init__(hidden_size, counts, bias=bias, backend=backend)
         if not (math.isfinite(temperature) and temperature > 0):

@@ -62,7 +62,7 @@ class InfrequentNormalization(DenseOutputLayer):
         penalty: Literal["linear", "squared"] = "squared",
         strength: float = 1.0,
         bias: bool = True,
-        backend: Literal["auto", "eager", "cpp"] = "auto",
+        backend: Literal["auto", "eager", "cpp", "triton"] = "auto",
     ) -> None:
         super().__init__(hidden_size, counts, bias=bias, backend=backend)
         if not 0 < share <= 1:

@@ -51,7 +51,7 @@ class SelfNormalizedSoftmax(DenseOutputLayer):
         *,
         strength: float = 0.1,
         bias: bool = True,
-        backend: Literal["auto", "eager", "cpp"] = "auto",
+        backend: Literal["auto", "eager", "cpp", "triton"] = "auto",
     ) -> None:
         super().__init__(hidden_size, counts, bias=bias, backend=backend)
         if not (math.isfinite(strength) and strength >= 0):

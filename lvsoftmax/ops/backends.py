@@ -66,7 +66,11 @@ class Backends:
         """
         device = torch.device(device)
         if name == "auto":
-            return next(backend for backend, obstacle in self.obstacles.items() if obstacle(device) is None)
+            return next(
+                backend
+                for backend, obstacle in self.obstacles.items()
+                if obstacle(device) is None and not (obstacle is triton and interprets_triton())
+            )
         self._check_name(name)
         reason = self.obstacles[name](device)
         if reason is not None:
@@ -89,13 +93,23 @@ class Backends:
 
 def triton(device: torch.device) -> str | None:
     """Return what stands in the way of a Triton kernel."""
-    if find_spec("triton") is None:
+    if not _is_installed("triton"):
         return "Triton is not installed; pip install triton"
-    if os.environ.get("TRITON_INTERPRET") == "1":
+    if interprets_triton():
         return None
     if not torch.cuda.is_available():
         return "there is no CUDA device; choose another backend, or set TRITON_INTERPRET=1 to try it out on the CPU"
     return None if device.type == "cuda" else "it runs on CUDA devices; move the layer and its inputs to one"
+
+
+def interprets_triton() -> bool:
+    """Return whether Triton's interpreter runs its kernels: on any device, to be checked and not to be used."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def _is_installed(package: str) -> bool:
+    return find_spec(package) is not None
 
 
 def _none(device: torch.device) -> None:

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lvsoftmax.ops.backends import Backends
-from lvsoftmax.ops.linear_cross_entropy import native, reference
+from lvsoftmax.ops.backends import Backends, triton
+from lvsoftmax.ops.linear_cross_entropy import gpu, native, reference
 from lvsoftmax.ops.linear_cross_entropy.reference import cast
 from lvsoftmax.ops.numerics import product_dtype, softplus, upcast
 
-BACKENDS = Backends(cpp=native.LIBRARY.obstacle)
+BACKENDS = Backends(triton=triton, cpp=native.LIBRARY.obstacle)
 
-KERNELS = {"eager": reference, "cpp": native}
+KERNELS = {"eager": reference, "cpp": native, "triton": gpu}
 
 
 def linear_cross_entropy(

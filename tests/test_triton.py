@@ -1,0 +1,169 @@
+"""What is particular to the Triton kernels: tiles, parts and pieces, memory, and where they may run.
+
+They run in Triton's interpreter where there is no CUDA device. That they compute what the other backends compute is
+shown where those are tested.
+"""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lvsoftmax.ops import linear_cross_entropy as exact
+from lvsoftmax.ops.backends import Backends, BackendUnavailable, interprets_triton, triton
+from lvsoftmax.ops.linear_cross_entropy import gpu
+
+DEVICE = torch.device("cpu" if interprets_triton() else "cuda")
+REASON = triton(DEVICE)
+for_triton = pytest.mark.skipif(REASON is not None, reason=f"triton: {REASON}")
+
+N, D, V = 35, 20, 45
+
+
+@pytest.fixture(autouse=True)
+def on_the_device():
+    with DEVICE:
+        yield
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Tiles of 16 by 16, so that the table is three tiles wide: several parts of a sum, several pieces of the table."""
+    tile = gpu.Tile(16, 16, 16, 4, 2)
+    monkeypatch.setattr(gpu, "TILES", dict.fromkeys(gpu.TILES, tile))
+    monkeypatch.setattr(gpu, "PIECE", 32 * N)
+    monkeypatch.setattr(gpu, "PROGRAMS", 4)
+
+
+@pytest.fixture
+def allocated(monkeypatch):
+    """The sizes of all that the backend allocates, which is filled with NaN."""
+    sizes = []
+
+    def empty(like, shape, dtype):
+        memory = like.new_full(shape, torch.nan, dtype=dtype)
+        sizes.append(memory.numel())
+        return memory
+
+    monkeypatch.setattr(gpu, "_empty", empty)
+    return sizes
+
+
+def operands(dtype=torch.float32, tokens=N, vocab=V, width=D):
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    tensors = [torch.randn(*s, generator=generator).to(dtype) for s in ((tokens, width), (vocab, width), (vocab,))]
+    target = torch.randint(vocab, (tokens,), generator=generator)
+    return *(x.requires_grad_() for x in tensors), target
+
+
+def plain(hidden, weight, bias, target, softcap=None):
+    return F.cross_entropy(exact.soft_capped(F.linear(hidden, weight, bias), softcap), target, reduction="none")
+
+
+# -- tiles, parts and pieces ------------------------------------------------------------------------------------------
+
+
+@for_triton
+@pytest.mark.parametrize("softcap", [None, 2.5])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.usefixtures("small")
+def test_many_tiles_parts_and_pieces(dtype, softcap, allocated):
+    *tensors, target = operands(dtype)
+    doubles = [x.detach().double().requires_grad_() for x in tensors]
+    upstream = torch.linspace(-1, 2, N, dtype=torch.promote_types(dtype, torch.float32))
+    expected = plain(*doubles, target, softcap)
+    truth = torch.autograd.grad(expected, doubles, upstream.double())
+    options = {"softcap": softcap, "backend": "triton"}
+    nll = exact.linear_cross_entropy(*tensors, target, **options)
+    loss = exact.linear_cross_entropy_loss(*tensors, target, upstream, **options)
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-5 if DEVICE.type == "cpu" else 1e-2}
+    assert (nll - expected).abs().max() <= tolerance[dtype] * expected.max()
+    assert (loss - (upstream * expected).sum()).abs() <= tolerance[dtype] * expected.sum()
+    rounding = torch.finfo(dtype).eps
+    for found in (torch.autograd.grad(nll, tensors, upstream), torch.autograd.grad(loss, tensors)):
+        for gradient, true in zip(found, truth, strict=True):
+            assert gradient.dtype == dtype
+            assert (gradient - true).norm() <= (tolerance[dtype] + rounding) * true.norm()
+    # what is cast, differentiated or summed at a time is a piece, never [N, V]
+    assert max(allocated) <= max(gpu.PIECE, V * D) < N * V
+
+
+@for_triton
+@pytest.mark.usefixtures("small")
+def test_a_sure_target_keeps_its_gradient_wherever_it_stands():
+    """``1 - p`` is about 1e-7: the sum over the other words is joined of parts that lack the target, and of one that
+    has nothing but it."""
+    bias = torch.linspace(-3, 3, V)
+    target = torch.arange(V)
+    hidden, weight = 20 * torch.eye(V), torch.eye(V)
+    weight.requires_grad_()
+    doubles = weight.detach().double().requires_grad_()
+    expected = plain(hidden.double(), doubles, bias.double(), target)
+    assert expected.max() < 1e-5
+    actual = exact.linear_cross_entropy(hidden, weight, bias, target, backend="triton")
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=0.0)
+    ones = torch.ones(V)
+    loss = exact.linear_cross_entropy_loss(hidden, weight, bias, target, ones, backend="triton")
+    (truth,) = torch.autograd.grad(expected.sum(), doubles)
+    for gradient in (*torch.autograd.grad(actual.sum(), weight), *torch.autograd.grad(loss, weight)):
+        torch.testing.assert_close(gradient.double(), truth, rtol=1e-4, atol=0.0)
+
+
+@for_triton
+@pytest.mark.usefixtures("small")
+def test_the_same_call_gives_the_same_bits():
+    *tensors, target = operands()
+    first, second = (
+        torch.autograd.grad(exact.linear_cross_entropy_loss(*tensors, target, torch.ones(N), backend="triton"), tensors)
+        for _ in range(2)
+    )
+    assert all(map(torch.equal, first, second))
+
+
+@for_triton
+def test_rows_may_lie_apart():
+    hidden, weight, bias, target = operands(width=2 * D)
+    apart = [x.detach()[:, :D].requires_grad_() for x in (hidden, weight)]
+    assert apart[1].stride() == (2 * D, 1)
+    whole = [x.detach().contiguous().requires_grad_() for x in apart]
+    results = [exact.linear_cross_entropy(*x, bias, target, backend="triton") for x in (apart, whole)]
+    assert torch.equal(*results)
+    slopes = [torch.autograd.grad(y.sum(), x) for x, y in zip((apart, whole), results, strict=True)]
+    assert all(map(torch.equal, *slopes))
+
+
+@for_triton
+def test_float16_does_not_lose_small_gradients():
+    """A weight of 1e-9, as that of a token in a large batch at a word's small probability, is zero in float16."""
+    hidden, weight, bias, target = operands(torch.float16)
+    weights = torch.full((N,), 1e-5)
+    doubles = [x.detach().double().requires_grad_() for x in (hidden, weight, bias)]
+    (truth,) = torch.autograd.grad((plain(*doubles, target) * weights).sum(), doubles[0])
+    with torch.autocast(DEVICE.type, torch.float16):
+        single = hidden.detach().float().requires_grad_()
+        loss = exact.linear_cross_entropy_loss(single, weight, bias, target, weights, backend="triton")
+    (gradient,) = torch.autograd.grad(loss, single)
+    assert (gradient - truth).norm() <= 1e-2 * truth.norm()
+
+
+# -- where they run ---------------------------------------------------------------------------------------------------
+
+
+def test_a_kernel_asked_for_where_it_cannot_run_says_what_to_do(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    *tensors, target = (x.cpu() for x in operands())
+    with pytest.raises(BackendUnavailable, match=r"^backend='triton' cannot run on cpu: .*(pip install|CUDA device)"):
+        exact.linear_cross_entropy(*tensors, target, backend="triton")
+
+
+def test_nothing_takes_the_interpreter_unasked(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert Backends(triton=triton).choose("auto", "cpu") == "eager"
+
+
+def test_importing_defines_no_kernel():
+    code = "import sys, lvsoftmax.layer; print([m for m in sys.modules if m.endswith('.kernel') and 'lvsoftmax' in m])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
