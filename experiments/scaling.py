@@ -104,6 +104,8 @@ class Scaling:
         """
         try:
             lines = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+            if any(None in line or None in line.values() for line in lines):
+                raise ValueError("a line is cut off")
             slices: dict[tuple[str, ...], dict[str, list[Point]]] = {}
             for line in lines:
                 if line["kind"] == "layer" and line["status"] == "timed" and line["train_seconds"]:

@@ -152,3 +152,73 @@ def quick_study(root: Path) -> list[Path]:
         ),
         make_run(root, "adaptive_softmax", perplexity=155.1, speed=19300, peak_bytes=890_000_000, share=0.37, tail=0.2),
     ]
+
+
+GROWTH = {"full_softmax": (1.0, 1.0), "hierarchical_softmax": (0.05, 0.1), "adaptive_softmax": (0.2, 0.5),
+          "sampled_softmax": (0.15, 0.6), "class_softmax": (0.1, 0.5),
+          "differentiated_softmax": (0.4, 0.95)}  # fmt: skip
+"""Seconds of a step at V = 10,000, and the power of V by which they grow, of a benchmark that never ran."""
+
+
+def make_benchmark(path: Path, vocabs: tuple[int, ...] = (1000, 10_000, 100_000, 1_000_000)) -> Path:
+    """Write what ``experiments.benchmark study=vocabulary`` leaves: exact powers of V at N 1,024 and D 256."""
+    header = ("contestant,kind,tokens,hidden,vocab,precision,device,threads,optim,status,reason,parameters,flops,clock,"
+              "train_seconds,gradient_bytes,extra_bytes")  # fmt: skip
+    lines = [header]
+    for vocab in vocabs:
+        lines.append(f"copy,limit,1024,256,{vocab},fp32,cpu,1,adagrad,timed,,,,CPU time,0.001,,")
+        lines.append(f"peer,peer,1024,256,{vocab},fp32,cpu,1,adagrad,timed,,{vocab * 257},,CPU time,9,1,1")
+        lines.append(f"broken_softmax,layer,1024,256,{vocab},fp32,cpu,1,adagrad,not timed,why,,,CPU time,,,")
+        for name, (seconds, power) in GROWTH.items():
+            took = seconds * (vocab / 10_000) ** power
+            numbers = f"{vocab * 257},{took * 1e12},CPU time,{took!r},{vocab * 1028},{vocab * 100}"
+            lines.append(f"{name},layer,1024,256,{vocab},fp32,cpu,1,adagrad,timed,,{numbers}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+    environment = {"processor": "A processor", "revision": "5d221a0" + 33 * "0", "versions": {"torch": "2.13.0"}}
+    (path.parent / "environment.json").write_text(json.dumps(environment))
+    return path
+
+
+def make_seeds(root: Path, seeds: tuple[int, ...] = (1, 2, 3)) -> list[Path]:
+    """Three texts with several seeds: small at equal text, larger at equal text, large at equal time.
+
+    The seeds move every layer's loss alike, by 0.03 and more, and each layer's own by 0.001.
+    """
+    budgets = {"ptb": (10_000, {"tokens": 4_000_000}), "wikitext2": (33_278, {"tokens": 4_000_000}),
+               "enwiki2014": (140_000, {"seconds": 1200.0})}  # fmt: skip
+    above = {
+        "ptb": {"sampled_softmax": 0.01, "adaptive_softmax": 0.03, "class_softmax": 0.015,
+                "hierarchical_softmax": 0.15},
+        "wikitext2": {"sampled_softmax": 0.03, "adaptive_softmax": 0.0, "class_softmax": 0.04,
+                      "hierarchical_softmax": 0.2},
+        "enwiki2014": {"sampled_softmax": -0.15, "adaptive_softmax": -0.2, "class_softmax": -0.1,
+                       "hierarchical_softmax": -0.05},
+    }  # fmt: skip
+    speeds = {"full_softmax": 5000, "sampled_softmax": 17_000, "adaptive_softmax": 19_000, "class_softmax": 20_000,
+              "hierarchical_softmax": 24_000}  # fmt: skip
+    folders = []
+    for corpus, (vocabulary, limit) in budgets.items():
+        for seed in seeds:
+            for place, (layer, speed) in enumerate(speeds.items()):
+                jitter = 0.001 * ((seed * (place + 2)) % 3 - 1)
+                loss = math.log(120) + 0.03 * seed + above[corpus].get(layer, 0.0) + jitter
+                tokens = int(limit.get("tokens", speed * limit.get("seconds", 0)))
+                folders.append(make_run(
+                    root, layer, seed=seed, corpus=corpus, vocabulary=vocabulary, perplexity=math.exp(loss),
+                    speed=speed, tokens=tokens, peak_bytes=1_200_000_000 - 100_000_000 * place,
+                    budget={"epochs": None, "tokens": None, "seconds": None} | limit,
+                ))  # fmt: skip
+    return folders
+
+
+def make_sweep(root: Path) -> list[Path]:
+    """Numbers of drawn words under two noise distributions, beside full softmax; one seed."""
+    folders = [make_run(root, "full_softmax", corpus="zipf", perplexity=140.0)]
+    for noise, factor in (("uniform", 2.0), ("unigram", 1.0)):
+        for samples in (16, 64, 256):
+            folders.append(make_run(
+                root, "sampled_softmax", corpus="zipf", digits=f"{noise}{samples}",
+                output={"noise": noise, "samples": samples}, perplexity=140 + factor * 160 / samples**0.5,
+            ))  # fmt: skip
+    return folders

@@ -11,8 +11,17 @@
     return document.getElementById(choice ? `${plot.id}-${choice.value}-data` : `${plot.id}-data`).textContent;
   };
 
+  // The drawing library is most of the page's size, and is not run before the first figure comes near.
+  const ready = () => {
+    if (window.Plotly) return;
+    const library = document.createElement("script");
+    library.textContent = document.getElementById("plotly").textContent;
+    document.head.append(library);
+  };
+
   // A colour "@name" in a figure stands for the style sheet's variable --name.
   const draw = (plot) => {
+    ready();
     const style = getComputedStyle(document.documentElement);
     const figure = JSON.parse(data(plot), (_, value) =>
       typeof value === "string" && value.startsWith("@") ? style.getPropertyValue(`--${value.slice(1)}`).trim() : value);

@@ -1,0 +1,224 @@
+"""The report in a real browser: sort, filter, hover, switches, advice; no error, no request, no overflow."""
+
+import shutil
+
+import pytest
+from synthetic_runs import make_benchmark, make_run, make_seeds, make_sweep
+
+from experiments import report
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+OPENS_IN = 2.0
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no chromium on the path; apt-get install chromium")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    root = tmp_path_factory.mktemp("report")
+    folders = [*make_seeds(root / "runs"), *make_sweep(root / "runs")]
+    limits = {"epochs": None, "tokens": 4_000_000, "seconds": None}
+    folders.append(make_run(root / "runs", "taylor_softmax", corpus="ptb", status="diverged", budget=limits))
+    benchmark = make_benchmark(root / "vocabulary" / "results.csv")
+    (root / "report.html").write_text(report.html(
+        report.Report.of(folders, "Output layers compared", (), [benchmark], root / "nothing")
+    ))  # fmt: skip
+    return (root / "report.html").as_uri()
+
+
+@pytest.fixture
+def page(browser, address):
+    """The page, opened; whatever it complains about or asks the network for fails the test."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, offline=True)
+    page = context.new_page()
+    page.set_default_timeout(20_000)
+    wrong = []
+    page.on("console", lambda message: wrong.append(f"console: {message.text}"))
+    page.on("pageerror", lambda error: wrong.append(f"error: {error}"))
+    page.on(
+        "request", lambda request: wrong.append(request.url) if not request.url.startswith(("file:", "data:")) else 0
+    )
+    page.goto(address)
+    yield page
+    context.close()
+    assert not wrong, wrong
+
+
+def column(page, heading, table="article:not(.away) table.layers"):
+    """The texts of a column, of the rows that are shown, from top to bottom."""
+    return page.evaluate(
+        """([table, heading]) => {
+          const found = document.querySelector(table);
+          const place = [...found.tHead.rows[0].cells].findIndex((cell) => cell.innerText.startsWith(heading));
+          return [...found.tBodies[0].rows].filter((row) => !row.hidden)
+            .map((row) => row.cells[place].innerText.split("\\n")[0].trim());
+        }""",
+        [table, heading],
+    )
+
+
+def test_headings_sort_by_number_in_both_directions_and_say_so(page):
+    header = page.locator("article:not(.away) table.layers th", has_text="Tokens/s")
+    header.locator("button").click()
+    assert header.get_attribute("aria-sort") == "ascending"
+    speeds = column(page, "Tokens/s")
+    assert speeds == ["5,000", "17,000", "19,000", "20,000", "24,000", "–"]  # the diverged layer stays last
+    header.locator("button").press("Enter")
+    assert header.get_attribute("aria-sort") == "descending"
+    assert column(page, "Tokens/s") == [*speeds[-2::-1], "–"]
+    assert page.locator("article:not(.away) th[aria-sort]").count() == 1
+
+
+def test_filters_combine_and_count(page):
+    form = page.locator("article:not(.away) .filter")
+    form.locator("[name=exact]").check()
+    assert "Sampled softmax" not in column(page, "Output layer")
+    form.locator("[name=verdict]").select_option("worse")
+    form.locator("[name=text]").fill("class")
+    assert column(page, "Output layer") == ["Class softmax"]
+    assert form.locator("output").inner_text() == "1 of 6 layers"
+    form.locator("[name=text]").fill("")
+    form.locator("[name=verdict]").select_option("")
+    form.locator("[name=exact]").uncheck()
+    form.locator("[name=frontier]").check()
+    assert set(column(page, "Output layer")) == {
+        "Hierarchical softmax", "Class softmax", "Sampled softmax", "Full softmax"
+    }  # fmt: skip
+
+
+def test_hover_shows_the_run(page):
+    plot = page.locator("article:not(.away) .plot").first
+    plot.scroll_into_view_if_needed()
+    plot.locator(".scatterlayer .trace .point").first.hover(force=True)
+    text = plot.locator(".hovertext").text_content()
+    assert "softmax" in text and "ptb/" in text and "tokens/s" in text
+
+
+def test_switches_choose_axes_and_settings(page):
+    plot = page.locator("article:not(.away) .plot").first
+    plot.scroll_into_view_if_needed()
+    assert "training time" in plot.locator(".xtitle").text_content()
+    page.locator("article:not(.away) label", has_text="against memory").click()
+    assert "memory" in plot.locator(".xtitle").text_content()
+    page.locator(".settings label", has_text="enwiki2014").click()
+    assert page.locator("article:visible").count() == 1
+    assert set(column(page, "Verdict")) == {"better", "reference"}
+    page.locator(".answers a", has_text="wikitext2").click()
+    assert page.locator("article:visible h2").inner_text().startswith("wikitext2")
+
+
+def test_the_key_hides_a_layer_everywhere(page):
+    plot = page.locator("article:not(.away) .plot").first
+    plot.scroll_into_view_if_needed()
+    plot.locator(".scatterlayer .trace").first.wait_for()
+    before = plot.locator(".scatterlayer .trace").count()
+    page.locator("article:not(.away) .key button", has_text="Class softmax").first.click()
+    assert plot.locator(".scatterlayer .trace").count() == before - 1
+    assert page.locator(".key button[aria-pressed=false]", has_text="Class softmax").count() > 1
+
+
+def test_a_number_leads_to_its_run(page):
+    page.locator("article:not(.away) table.layers a").first.click()
+    row = page.locator("tr:target")
+    assert row.is_visible() and "A processor" in row.inner_text() and "5d221a0000" in row.inner_text()
+
+
+def ask(page, vocab, hidden, *, exact=False, tolerance="0.02"):
+    form = page.locator("form.advice")
+    form.locator("[name=vocab]").fill(str(vocab))
+    form.locator("[name=hidden]").fill(str(hidden))
+    form.locator("[name=exact]").set_checked(exact)
+    form.locator("[name=tolerance]").select_option(tolerance)
+    return page.locator("#recommended").inner_text(), page.locator("#recommendation").inner_text()
+
+
+def advised(page, heading):
+    """A column of the table under the recommendation, by layer."""
+    table = "#recommendation table"
+    return dict(zip(column(page, "Output layer", table), column(page, heading, table), strict=True))
+
+
+def test_advice_follows_the_tables(page):
+    # 10,000 words: ptb is there. Class softmax loses 1.5 %, and takes a tenth of the time; the tree loses 16 %.
+    short, long = ask(page, 10_000, 200)
+    assert short.startswith("Class softmax:") and "(worse)" in short
+    # full softmax took 1 s at D 256 and 1,024 tokens; here D 200 and 400 tokens: 1000 * 200 / 256 * 400 / 1024 ms
+    assert "full softmax's 305\u00a0ms" in short and "takes 30.5\u00a0ms" in short
+    assert "ptb, 4\u00a0M tokens each" in long and "3 seeds" in long
+    assert ask(page, 10_000, 200, tolerance="0")[0].startswith("Full softmax:")
+    assert ask(page, 10_000, 200, tolerance="0.1")[0].startswith("Class softmax:")
+    # 140,000 words: equal time on enwiki2014, where adaptive softmax is 18 % below.
+    short, long = ask(page, 140_000, 512)
+    assert short.startswith("Adaptive softmax:") and "equal training time" in short and ": better" in short
+    # A million words, exact: the same evidence, with a word about how far away it is; sampling does not fit.
+    short, long = ask(page, 1_000_000, 256, exact=True)
+    assert short.startswith("Adaptive softmax:") and "differs by a factor of 7.14" in long
+    fits = advised(page, "Fits")
+    assert fits["Sampled softmax"] == "no" and fits["Hierarchical softmax"] == "yes"
+
+
+def test_advice_between_measured_sizes_and_beyond_them(page):
+    # Full softmax is linear in V: at 31,623 words 3.16 s for the measured step, at 10 million 1,000 s.
+    form = page.locator("form.advice")
+    form.locator("[name=tokens]").fill("1024")
+    ask(page, 31_623, 256)
+    times = advised(page, "Step")
+    assert times["Full softmax"] == "3.16\u00a0s" and times["Hierarchical softmax"] == "56.1\u00a0ms"
+    _, long = ask(page, 10_000_000, 256)
+    assert "extrapolated" in long
+    assert advised(page, "Step")["Full softmax"] == "1,000\u00a0s"
+    form.locator("[name=vocab]").fill("")
+    assert "Please give whole numbers" in page.locator("#recommendation").inner_text()
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_is_wider_than_the_window_and_text_stands_out(browser, address, width, scheme):
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page = context.new_page()
+    page.goto(address)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    ratios = page.evaluate(
+        """() => {
+          const light = (colour) => {
+            const parts = colour.match(/[\\d.]+/g).slice(0, 3).map((part) => part / 255)
+              .map((part) => part <= 0.03928 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
+            return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2];
+          };
+          const paper = light(getComputedStyle(document.body).backgroundColor);
+          return [".answer", ".soft", ".worse", ".better", "nav a", "figcaption, .caveats li"].map((selector) => {
+            const found = document.querySelector(selector);
+            if (!found) return 21;
+            const ink = light(getComputedStyle(found).color);
+            return (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05);
+          });
+        }"""
+    )
+    assert min(ratios) >= 4.5, ratios
+    context.close()
+
+
+def test_the_page_opens_quickly(browser, address):
+    times = []
+    for _ in range(3):
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(address)
+        times.append(page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd") / 1000)
+        context.close()
+    assert min(times) < OPENS_IN, times
+
+
+def test_on_paper_every_setting_is_there(page):
+    page.emulate_media(media="print")
+    assert page.locator("article:visible").count() == 4
+    assert not page.locator("nav").is_visible() and not page.locator(".filter").first.is_visible()

@@ -1,0 +1,271 @@
+"""The report's parts: verdicts, frontier, numbers of draws, growth with V, the evidence for advice, what ships."""
+
+import csv
+import json
+import math
+import re
+import time
+from pathlib import Path
+
+import pytest
+from synthetic_runs import GROWTH, make_benchmark, make_run, make_seeds, make_sweep
+
+from experiments import report, tables
+from experiments.advice import advice, is_exact, own_options
+from experiments.comparison import Sweep, survey
+from experiments.reading import read
+from experiments.scaling import Scaling
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory):
+    return make_seeds(tmp_path_factory.mktemp("seeds"))
+
+
+def page(folders, output, studies=(), benchmarks=(), results=None):
+    """The page alone, without tables and figures for documents."""
+    return report.html(report.Report.of(folders, "Study", studies, benchmarks, results or output / "nothing"))
+
+
+# -- settings and verdicts ------------------------------------------------------------------------------------------
+
+
+def test_texts_and_budgets_are_compared_each_for_itself_and_never_averaged(tmp_path):
+    folders = make_seeds(tmp_path, (1,))
+    folders += [
+        make_run(tmp_path, layer, corpus="ptb", vocabulary=10_000, tokens=8_000_000, perplexity=90.0, digits="eeee")
+        for layer in ("full_softmax", "sampled_softmax")
+    ]
+    found = survey(folders, "")
+    assert [str(one.setting).replace("\u00a0", " ") for one in found.comparisons] == [
+        "ptb, 4 M tokens each", "ptb, 8 M tokens each", "wikitext2, 4 M tokens each", "enwiki2014, 20 min each"
+    ]  # fmt: skip
+    assert not found.left_out
+    assert [len(one.rows) for one in found.comparisons] == [5, 2, 5, 5]
+    assert found.comparisons[1].rows[0].cells["test"].mean == pytest.approx(90.0)
+    for comparison in found.comparisons:  # a layer looks the same everywhere
+        assert {row.label: row.style for row in comparison.rows}.items() <= {
+            row.label: row.style for row in found.rows
+        }.items()
+
+
+def test_verdicts_are_of_pairs_of_seeds(seeds):
+    found = {one.setting.data: one for one in survey(seeds, "").comparisons}
+    verdicts = {row.label: row.verdict for row in found["ptb"].rows}
+    assert verdicts == {
+        "Full softmax": "", "Sampled softmax": "worse", "Adaptive softmax": "worse", "Class softmax": "worse",
+        "Hierarchical softmax": "worse",
+    }  # fmt: skip
+    same = next(row for row in found["wikitext2"].rows if row.label == "Adaptive softmax")
+    assert same.verdict == "not distinguishable" and abs(same.cells["difference"].mean) < 0.002
+    assert {row.verdict for row in found["enwiki2014"].rows} == {"better", ""}
+
+
+def test_the_answer_says_how_sure_it_is(seeds):
+    told = report.answer(survey(seeds, "")).replace("\u00a0", " ").split("\n")
+    assert "not distinguishable from" not in told[0] and "better than every other layer" in told[0]
+    assert "worse by" in told[0] and "not distinguishable" in told[1]
+    assert "against full softmax: better" in told[2] and told[2].startswith("enwiki2014, 20 min each: Adaptive")
+
+
+def test_an_order_that_differs_at_equal_text_is_explained(seeds):
+    comparison = survey(seeds, "").comparisons[-1]
+    (note,) = [note for note in report.caveats(comparison) if "At equal time" in note]
+    assert "read 3.8× as much text as full softmax" in note
+
+
+def test_layers_csv_has_intervals_verdicts_and_corrected_p_values(seeds):
+    lines = list(csv.DictReader(tables.layers_csv(survey(seeds, "")).splitlines()))
+    assert len(lines) == 15
+    for line in lines:
+        assert float(line["test_low"]) < float(line["test"]) < float(line["test_high"])
+        if line["layer"] != "Full softmax":
+            assert float(line["p_corrected"]) >= float(line["p"])
+            assert (line["verdict"] == "not distinguishable") == (float(line["p_corrected"]) >= 0.05)
+
+
+def test_frontier_is_what_nothing_beats_in_both(seeds):
+    comparison = survey(seeds, "").comparisons[0]
+    on = comparison.frontier(comparison.seconds)
+    assert [row.label for row in on] == ["Hierarchical softmax", "Class softmax", "Sampled softmax", "Full softmax"]
+    for row in comparison.finished:
+        beaten = any(other.perplexity < row.perplexity and comparison.seconds(other) < comparison.seconds(row)
+                     for other in comparison.finished)  # fmt: skip
+        assert beaten == (row not in on)
+
+
+# -- numbers of draws -----------------------------------------------------------------------------------------------
+
+
+def test_sweep_has_a_line_for_each_noise(tmp_path):
+    (comparison,) = survey(make_sweep(tmp_path), "").comparisons
+    lines = {line.label: [(number, round(row.perplexity, 3)) for number, row in line.points]
+             for line in Sweep.of(comparison).lines}  # fmt: skip
+    assert lines == {
+        "Sampled softmax (noise=uniform)": [(16, 220.0), (64, 180.0), (256, 160.0)],
+        "Sampled softmax (noise=unigram)": [(16, 180.0), (64, 160.0), (256, 150.0)],
+    }
+
+
+def test_a_share_of_the_vocabulary_is_a_number_of_words(tmp_path):
+    run = read(make_run(tmp_path, "sampled_softmax", output={"samples": 0.05}, vocabulary=18_000))
+    assert run.samples == 900
+    assert read(make_run(tmp_path, "sampled_softmax", output={"samples": 1}, digits="1")).samples == 1
+    assert read(make_run(tmp_path, "full_softmax")).samples is None
+
+
+def test_one_number_is_no_sweep(seeds):
+    assert all(Sweep.of(comparison) is None for comparison in survey(seeds, "").comparisons)
+
+
+# -- growth with V --------------------------------------------------------------------------------------------------
+
+
+def test_exponents_are_recovered(tmp_path):
+    scaling = Scaling.read(make_benchmark(tmp_path / "vocabulary" / "results.csv"))
+    assert scaling.vocabs == [1000, 10_000, 100_000, 1_000_000] and (scaling.tokens, scaling.hidden) == (1024, 256)
+    assert {growth.contestant: round(growth.power("seconds").exponent, 6) for growth in scaling.growths} == {
+        name: power for name, (_, power) in GROWTH.items()
+    }
+    full = next(growth for growth in scaling.growths if growth.name == "full_softmax")
+    assert full.power("memory").exponent == pytest.approx(1) and full.points[0].memory == 1000 * (4 * 257 + 1028 + 100)
+    assert scaling.conditions["processor"] == "A processor" and scaling.conditions["clock"] == "CPU time"
+
+
+def test_options_of_a_contestant_are_read(tmp_path):
+    path = make_benchmark(tmp_path / "v" / "results.csv", (1000, 10_000))
+    path.write_text(path.read_text().replace("\nsampled_softmax,", '\n"sampled_softmax(noise=uniform, samples=8)",'))
+    growth = next(growth for growth in Scaling.read(path).growths if growth.name == "sampled_softmax")
+    assert growth.options == {"noise": "uniform", "samples": "8"}
+    assert growth.label == "Sampled softmax (noise=uniform, samples=8)"
+
+
+@pytest.mark.parametrize("fault", [lambda text: text[: len(text) // 2 + 3], lambda text: "a,b\n1,2\n",
+                                   lambda text: text.replace("1.0,", "-1.0,")])  # fmt: skip
+def test_a_damaged_benchmark_is_left_out_by_name(tmp_path, seeds, fault):
+    path = make_benchmark(tmp_path / "broken" / "results.csv")
+    path.write_text(fault(path.read_text()))
+    text = page(seeds[:5], tmp_path, benchmarks=[path])
+    assert "broken/results.csv" in text and "no table of a benchmark" in text
+
+
+# -- advice ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_layer_is_trained_on_is_read_off_its_source():
+    import inspect
+
+    from hydra.utils import get_class
+
+    from experiments.catalogue import trained_on
+
+    names = [path.stem for path in (Path(report.__file__).parents[1] / "lvsoftmax/layers").glob("[a-z]*.py")]
+    for name in names:
+        layer = get_class(f"lvsoftmax.layers.{name}.{''.join(map(str.capitalize, name.split('_')))}")
+        assert inspect.isclass(layer) and is_exact(name) == (trained_on(layer) == "its likelihood"), name
+    assert is_exact("of_somebody_else") is None
+
+
+def test_evidence_is_what_the_tables_say(seeds, tmp_path):
+    found = survey(seeds, "")
+    scaling = Scaling.read(make_benchmark(tmp_path / "v" / "results.csv"))
+    evidence = advice([("#here", one) for one in found.comparisons], scaling)
+    assert json.loads(json.dumps(evidence)) == evidence
+    ptb = evidence["settings"][0]
+    assert (ptb["vocab"], ptb["inTime"], ptb["seeds"], ptb["place"]) == (10_000, False, 3, "#here")
+    rows = {row["name"]: row for row in ptb["rows"]}
+    assert rows["sampled_softmax"]["above"] == pytest.approx(math.expm1(0.01), abs=0.002)
+    assert rows["full_softmax"]["above"] == 0 and not rows["sampled_softmax"]["exact"]
+    assert evidence["settings"][2]["inTime"]
+    curve = next(one for one in evidence["scaling"]["layers"] if one["name"] == "hierarchical_softmax")
+    assert curve["points"][1][:2] == [10_000, 0.05] and curve["exact"]
+
+
+def test_options_that_a_yaml_has_already_are_none_of_a_runs_own(tmp_path):
+    own = {"samples": 64, "noise": "unigram", "backend": "cpp", "sparse": False}
+    assert own_options(read(make_run(tmp_path, "sampled_softmax", output=own))) == {"samples": "64"}
+
+
+# -- studies, and what ships ----------------------------------------------------------------------------------------
+
+
+def make_study(root, folders, **changes):
+    names = ["/".join(folder.parts[-2:]) for folder in folders]
+    content = {
+        "study": "chen2015", "data": "ptb", "budget": {"tokens": 4_000_000}, "runs": names[:-3],
+        "layers": [{"layer": "sampled_softmax output.samples=16", "learning_rate": 0.3, "search": [
+            {"learning_rate": 0.1, "valid_nll": 5.1, "seconds": 60.0, "run": names[-3]},
+            {"learning_rate": 0.3, "valid_nll": None, "seconds": 61.0, "run": names[-2]}]}],
+        "smoke": names[-1:],
+    }  # fmt: skip
+    path = root / "studies" / "chen2015-ptb" / "study.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(content | changes))
+    return path
+
+
+def test_a_study_brings_its_runs_and_the_cost_of_its_search(tmp_path):
+    folders = make_seeds(tmp_path, (1,))[:5]
+    folders += [make_run(tmp_path, "sampled_softmax", corpus="ptb", digits=f"trial{n}", tokens=800_000) for n in "12"]
+    folders.append(make_run(tmp_path, "taylor_softmax", corpus="ptb", digits="smoke", tokens=8000))
+    path = make_study(tmp_path, folders)
+    found = survey(folders, "", [path])
+    assert len(found.comparisons) == 1 and len(found.runs) == 5
+    assert [reason.split(" of study")[0] for _, reason in found.left_out] == [
+        "a trial in the search for a learning rate"] * 2 + ["a smoke run"]  # fmt: skip
+    assert found.smoke == [
+        ("ptb/taylor_softmax-lstm-seed1-smoke", "taylor softmax: 20 steps without error, at 5,000 tokens/s")
+    ]
+    alone = survey([], "", [path])
+    assert len(alone.runs) == 5 and not alone.left_out
+    text = page([], tmp_path / "out", studies=[path])
+    assert (
+        "2 min 1 s of training".replace(" ", "\u00a0", 1) in text.replace("1\u00a0s", "1 s")
+        or "2\u00a0min 1\u00a0s" in text
+    )
+    assert "at the edge" in text and "0.3:&nbsp;diverged" in text
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"study": "x"}', '{"study": "x", "layers": [{"layer": 1}], "runs": 3}']
+)
+def test_a_damaged_record_of_a_study_is_left_out_by_name(tmp_path, seeds, content):
+    path = make_study(tmp_path, seeds[:5])
+    path.write_text(content)
+    found = survey(seeds[:5], "", [path])
+    assert found.left_out[0][0] == "chen2015-ptb/study.json" and "no record of a study" in found.left_out[0][1]
+    assert len(found.runs) == 5
+
+
+def test_what_one_seed_cannot_say_is_told_from_what_ships(tmp_path):
+    results = tmp_path / "results"
+    make_seeds(results / "runs")
+    make_sweep(results / "runs")
+    make_benchmark(results / "benchmark" / "vocabulary" / "results.csv")
+    own = [make_run(tmp_path / "runs", layer) for layer in ("full_softmax", "sampled_softmax")]
+    text = page(own, tmp_path / "out", results=results)
+    assert "These larger studies ship with the project" in text and "These measurements ship with the project" in text
+    assert "these are the results that ship with the" in text
+    assert len(re.findall(r'id="shipped-[\w-]+?-caption"', text)) == 4
+    shipped = page(list((results / "runs").glob("*/*")), tmp_path / "again", results=results)
+    assert "ship with the" not in shipped.split("<main>")[1].split("</main>")[0]
+
+
+def test_without_anything_that_ships_the_page_says_so(tmp_path):
+    text = page([make_run(tmp_path, layer) for layer in ("full_softmax", "sampled_softmax")], tmp_path / "out")
+    assert "no such study ships yet" in text and "no such measurement ships yet" in text
+
+
+# -- size -----------------------------------------------------------------------------------------------------------
+
+
+def test_two_hundred_runs_are_told_in_ten_seconds(tmp_path):
+    names = ["full_softmax", *(f"layer{number}_softmax" for number in range(19))]
+    folders = [
+        make_run(tmp_path, name, seed=seed, perplexity=100.0 + place + seed)
+        for place, name in enumerate(names) for seed in range(10)
+    ]  # fmt: skip
+    benchmark = make_benchmark(tmp_path / "v" / "results.csv")
+    start = time.process_time()
+    report.write(folders, tmp_path / "out", "Study", benchmarks=[benchmark], results=tmp_path / "nothing")
+    assert time.process_time() - start < 10
