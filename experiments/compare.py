@@ -86,7 +86,8 @@ def main(config: DictConfig) -> None:
         study.save()
         output = Path(config.run.root) / "compare" / study.preset
         jobs = [job for layer in study.layers for job in study.runs(layer, study.seeds)]
-        comparison = report.write([job.folder for job in jobs], output, f"Study {study.preset}")
+        record = [study.folder / "study.json"]
+        comparison = report.write([job.folder for job in jobs], output, f"Study {study.preset}", record)
     print(f"\n{report.text_table(comparison)}\n")
     for name, reason in comparison.left_out:
         print(f"left out: {name}: {reason}")
