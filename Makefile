@@ -5,10 +5,10 @@ READY := .venv/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install compare train test catalogue lint format clean
+.PHONY: help install compare train test catalogue results-table lint format clean
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lvsoftmax needs Python >= 3.11, this is " + sys.version.split()[0] + "; set PYTHON=")'
@@ -29,6 +29,9 @@ test: $(READY)  ## run the tests
 
 catalogue: $(READY)  ## write the README's table of output layers from their docstrings
 	$(BIN)/python -m experiments.catalogue
+
+results-table: $(READY)  ## write the README's results, their figures and the report from experiments/results
+	$(BIN)/python -m experiments.showcase
 
 lint: $(READY)  ## check style, formatting and types
 	$(BIN)/ruff check .

@@ -1,0 +1,108 @@
+"""The README's results, made from the runs that ship: ``python -m experiments.showcase``, or ``make results-table``.
+
+Reads ``runs/<text>/<run>``, ``studies/<study>/study.json`` and ``benchmark/<study>/results.csv`` of
+``experiments/results``. Writes, between two marks in the README, a table and a figure for each text and budget; and the
+report, beside the runs.
+"""
+
+from pathlib import Path
+
+from experiments import drawing, report, wording
+from experiments.cli import CONFIGS
+from experiments.comparison import Comparison, Row, Survey, survey
+from experiments.sentences import sentence
+
+README = CONFIGS.parent / "README.md"
+BEGIN, END = "<!-- the results: make results-table -->\n", "<!-- end of the results -->\n"
+NOTHING = "No runs ship yet: `make compare` makes some.\n"
+HEADER = (
+    "| output layer | test perplexity | against full softmax | verdict | speed-up | peak memory | FLOPs per token "
+    "| seeds |\n| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: |\n"
+)
+
+
+def section(found: Survey, figures: dict[str, str]) -> str:
+    """Return what stands between the marks.
+
+    Args:
+        found: the runs that ship.
+        figures: the address of a comparison's figure, by its slug.
+    """
+    if not found.comparisons:
+        return NOTHING
+    parts = []
+    for comparison in found.comparisons:
+        if len(comparison.finished) < 2:
+            continue
+        place = figures.get(comparison.setting.slug)
+        picture = f"\n![Test perplexity against training time, {comparison.setting}]({place})\n" if place else ""
+        parts.append(f"**{_title(comparison)}**: {sentence(comparison)}\n\n{table(comparison)}{picture}")
+    note = (
+        "Perplexities are exact; in brackets 95 % intervals over seeds. Verdicts are paired by seed and corrected for "
+        "the number of layers (Holm); without three seeds there is none.\n"
+    )
+    return "\n".join([*parts, note]) if parts else NOTHING
+
+
+def _title(comparison: Comparison) -> str:
+    return f"{comparison.setting}, {comparison.vocabulary:,} words"
+
+
+def table(comparison: Comparison) -> str:
+    """Return the main table as Markdown."""
+    lines = []
+    for row in comparison.rows:
+        cells = [_shown(comparison, row, name) for name in ("test", "difference")]
+        cells.append("reference" if row is comparison.reference else row.verdict or "none")
+        cells += [_shown(comparison, row, name) for name in ("speed_up", "memory", "flops")]
+        note = f" ({row.note})" if row.note else ""
+        lines.append(f"| {' | '.join([row.inline + note, *cells, str(len(row.finished))])} |\n")
+    if comparison.unigram:
+        lines.append(f"| unigram frequencies | {wording.perplexity(comparison.unigram['test'])} | | | | | | |\n")
+    return HEADER + "".join(lines)
+
+
+def _shown(comparison: Comparison, row: Row, name: str) -> str:
+    cell, column = row.cells[name], comparison.columns[name]
+    if cell is None or (name == "difference" and row is comparison.reference):
+        return ""
+    ends = f" ({column.show(cell.low)} to {column.show(cell.high)})" if column.spread and cell.low is not None else ""
+    return column.show(cell.mean) + ends
+
+
+def write(readme: Path, results: Path) -> str:
+    """Write figures and report into ``results``, and the section into the README; return the section.
+
+    Raises:
+        ValueError: the README has no place for it.
+    """
+    before, _, rest = readme.read_text("utf-8").partition(BEGIN)
+    _, found_end, after = rest.partition(END)
+    if not found_end:
+        raise ValueError(f"{readme} lacks the lines {BEGIN.strip()} and {END.strip()}; put them back")
+    folders, studies, benchmarks = report.shipped_files(results)
+    figures = {}
+    found = survey(folders, "Results that ship", studies)
+    if found.comparisons:
+        report.write(folders, results / "report", "Results that ship", studies, benchmarks, results)
+        for comparison in found.comparisons:
+            shown = report.Shown.of(comparison)
+            if "frontier-seconds" in shown.charts and len(comparison.finished) > 1:
+                path = results / f"{shown.slug}.svg"
+                path.write_bytes(drawing.to_files(shown.charts["frontier-seconds"])["svg"])
+                figures[shown.slug] = path.relative_to(readme.parent).as_posix()
+    text = section(found, figures)
+    readme.write_text(before + BEGIN + text + END + after, "utf-8")
+    return text
+
+
+def main() -> None:
+    """Write the README's results and say what is in them."""
+    try:
+        print(write(README, report.SHIPPED))
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""The README's results follow the runs that ship."""
+
+import re
+
+import pytest
+from synthetic_runs import make_benchmark, make_run, make_seeds
+
+from experiments import showcase
+
+
+@pytest.fixture
+def readme(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text(f"# Title\n\n{showcase.BEGIN}old\n{showcase.END}\nafter\n")
+    return path
+
+
+def test_without_runs_it_says_so(readme, tmp_path):
+    assert showcase.write(readme, tmp_path / "results") == showcase.NOTHING
+    assert readme.read_text() == f"# Title\n\n{showcase.BEGIN}{showcase.NOTHING}{showcase.END}\nafter\n"
+
+
+def test_tables_figures_and_report_come_from_the_runs(readme, tmp_path):
+    results = tmp_path / "results"
+    folders = make_seeds(results / "runs")
+    for folder in folders[15:]:
+        (folder / "config.yaml").unlink()  # two of three texts are enough
+    make_run(results / "runs", "taylor_softmax", corpus="ptb", status="diverged",
+             budget={"epochs": None, "tokens": 4_000_000, "seconds": None})  # fmt: skip
+    make_benchmark(results / "benchmark" / "vocabulary" / "results.csv")
+    text = showcase.write(readme, results)
+    assert showcase.write(readme, results) == text and readme.read_text().endswith(f"{showcase.END}\nafter\n")
+    assert re.search(r"\| full softmax \| 127\.\d \(\d+\.\d to \d+\.\d\) \|  \| reference \| 1\.0× \|", text), text
+    assert re.search(r"\| class softmax .*\| \+1\.5\xa0% .*\| worse \| 4\.0× \|", text)
+    assert "| taylor softmax (diverged at step 750) |" in text and "| unigram frequencies | 620.0 |" in text
+    (figure,) = re.findall(r"!\[.*?\]\((.*?)\)", text)
+    assert (tmp_path / figure).read_bytes().startswith(b"<?xml")
+    assert (results / "report" / "report.html").exists() and (results / "report" / "layers.csv").exists()
+
+
+def test_a_readme_without_the_marks_is_left_alone(readme, tmp_path):
+    readme.write_text("# Title\n")
+    with pytest.raises(ValueError, match="put them back"):
+        showcase.write(readme, tmp_path / "results")
+    assert readme.read_text() == "# Title\n"
