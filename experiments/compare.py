@@ -7,9 +7,10 @@ budget.seconds=600``. Runs go one after the other, or side by side through one o
 ``hydra/launcher=joblib hydra.launcher.n_jobs=4``, ``hydra/launcher=submitit_slurm hydra.launcher.partition=...``.
 """
 
-import os
+import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -19,42 +20,79 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments import report
 from experiments.cli import CONFIGS, guarded, one_line_errors
+from experiments.launch import command, environment
 from experiments.study import Job, Study
 
 
 class Runner:
     """Executes the jobs of a study, whatever becomes of each.
 
+    Args:
+        study: whose record is written anew after each run.
+        threads: of each run; None leaves the number to PyTorch.
+        launcher: settings of the Hydra launcher that runs jobs side by side; empty: one after the other.
+
     Attributes:
         failed: the jobs that ended without a result.
     """
 
-    def __init__(self, study: Study, threads: int | None) -> None:
-        self.study = study
+    def __init__(self, study: Study, threads: int | None, launcher: Sequence[str] = ()) -> None:
+        self.study, self.threads, self.launcher = study, threads, launcher
         self.failed: list[Job] = []
-        self._environment = os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
-        self._done = 0
+        self._places: dict[Path, str] = {}
 
     def __call__(self, jobs: Sequence[Job]) -> None:
-        """Run one job after the other; the study's record is written anew after each."""
+        """Run those of the jobs that are not finished."""
+        pending = [job for job in jobs if not self._finished(job)]
+        if self.launcher and pending:
+            self._launch(pending)
+        else:
+            for job in pending:
+                self._say(job, "training")
+                # Its progress bar and its errors go to the terminal; what it prints at the end is printed here.
+                done = subprocess.run(
+                    command(job.words), stdout=subprocess.DEVNULL, env=environment(self.threads), check=False
+                )
+                self._ended(job, f"failed with exit status {done.returncode}")
+
+    def _finished(self, job: Job) -> bool:
+        self._places[job.folder] = f"[{len(self._places) + 1}/{len(self.study)}]"
+        source = job.fetch(self.study.finished)
+        if outcome := job.outcome:
+            self._say(job, f"taken from {source}: {outcome}" if source else f"done before: {outcome}")
+        return outcome is not None
+
+    def _launch(self, jobs: Sequence[Job]) -> None:
+        self.study.folder.mkdir(parents=True, exist_ok=True)
+        listed = self.study.folder / "jobs.json"
+        listed.write_text(json.dumps({"threads": self.threads, "jobs": [job.words for job in jobs]}, indent=1))
         for job in jobs:
-            self._done += 1
-            place = f"[{self._done}/{len(self.study)}] {job}"
-            if source := job.fetch(self.study.finished):
-                print(f"{place}: taken from {source}: {job.outcome}", flush=True)
-                continue
-            if outcome := job.outcome:
-                print(f"{place}: done before: {outcome}", flush=True)
-                continue
-            print(f"{place}: training", flush=True)
-            command = [sys.executable, "-m", "experiments.train", *job.words]
-            # Its progress bar and its errors go to the terminal; what it prints at the end is printed here.
-            done = subprocess.run(command, stdout=subprocess.DEVNULL, env=self._environment, check=False)
-            outcome = job.outcome
-            if outcome is None:
-                self.failed.append(job)
-            self.study.save()
-            print(f"{place}: {outcome or f'failed with exit status {done.returncode}'}", flush=True)
+            self._say(job, "launched")
+        numbers = ",".join(map(str, range(len(jobs))))
+        words = [*self.launcher, f"jobs={listed.absolute()}", f"job={numbers}", f"folder={Path.cwd()}"]
+        process = subprocess.Popen([sys.executable, "-m", "experiments.launch", "-m", *words])
+        waiting = list(jobs)
+        try:
+            while waiting and process.poll() is None:
+                time.sleep(1)
+                for job in [job for job in waiting if job.outcome]:
+                    waiting.remove(job)
+                    self._ended(job)
+            process.wait()
+        finally:
+            process.terminate()
+        for job in waiting:
+            self._ended(job, f"failed; the launcher's exit status is {process.returncode}")
+
+    def _ended(self, job: Job, failure: str = "") -> None:
+        outcome = job.outcome
+        if outcome is None:
+            self.failed.append(job)
+        self.study.save()
+        self._say(job, outcome or failure)
+
+    def _say(self, job: Job, text: str) -> None:
+        print(f"{self._places[job.folder]} {job}: {text}", flush=True)
 
 
 def settings(study: str, words: Iterable[str]) -> list[str]:
@@ -81,8 +119,11 @@ def main(config: DictConfig) -> None:
         chosen = OmegaConf.to_container(config.study, resolve=True)
         hydra_config = HydraConfig.get()
         study = Study(chosen, settings(hydra_config.runtime.choices["study"], hydra_config.overrides.task))
-        runner = Runner(study, chosen["threads"])
-        study.conduct(runner, together=False)
+        launcher = [
+            word for word in hydra_config.overrides.hydra if word.startswith(("hydra/launcher", "hydra.launcher"))
+        ]
+        runner = Runner(study, chosen["threads"], launcher)
+        study.conduct(runner, together=bool(launcher))
         study.save()
         output = Path(config.run.root) / "compare" / study.preset
         jobs = [job for layer in study.layers for job in study.runs(layer, study.seeds)]

@@ -12,6 +12,7 @@ from typing import Any
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
@@ -360,7 +361,9 @@ def count(module: torch.nn.Module) -> int:
 def main(config: DictConfig) -> None:
     """Compose the configuration and train."""
     with one_line_errors():
-        if train(resolved(config, HydraConfig.get().runtime.choices)) is None:
+        hydra_config = HydraConfig.get()
+        # One that diverges ends no sweep.
+        if train(resolved(config, hydra_config.runtime.choices)) is None and hydra_config.mode is RunMode.RUN:
             sys.exit(1)
 
 

@@ -336,3 +336,26 @@ def test_the_best_of_some_infinite_losses_is_the_best_when_smoothed():
     assert study.choice([trial(float("inf"), 0.9, 9.0), trial(2.0, 1.0, 10.0), lost]) == 0
     assert study.choice([lost, lost]) is None
     assert study.choice([trial(3.0, 1.0, 9.0), SimpleNamespace(run=None)]) is None
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_runs_side_by_side_through_a_launcher_of_hydra(launcher, words, tmp_path):
+    """Trials first, as the runs wait for them; one that crashes ends nothing else; what is finished is not launched."""
+    pytest.importorskip(f"hydra_plugins.hydra_{launcher.split('_')[0]}_launcher")
+    search = "study.search={rates:[1,1e33],budget:0.5,seed:1}"
+    own = [f"hydra/launcher={launcher}", *(["hydra.launcher.n_jobs=2"] if launcher == "joblib" else [])]
+    line = [sys.executable, "-m", "experiments.compare", "study=smoke", "study.threads=1", search, *own, *words]
+    line += ["study.layers=[full_softmax,'sampled_softmax output.noise=bigram']", "optim.clip=null"]
+    done = subprocess.run(line, cwd=CONFIGS.parent, capture_output=True, text=True, check=False)
+    # The bigram noise lacks its bigrams, which only the layer itself can say.
+    assert done.returncode == 1 and "failed: sampled_softmax output.noise=bigram, seed 1, trial" in done.stdout
+    assert "[1/6] full_softmax, seed 1, trial at rate x 1: test perplexity" in done.stdout, done.stderr
+    assert "[2/6] full_softmax, seed 1, trial at rate x 1e+33: diverged" in done.stdout
+    assert "[5/6] full_softmax, seed 1: test perplexity" in done.stdout
+    found = record(tmp_path)
+    assert len(found["runs"]) == 1 and found["layers"][0]["learning_rate"] == 0.1
+    folder = tmp_path / "outputs" / found["runs"][0]
+    assert json.loads((folder / "environment.json").read_text())["threads"] == 1
+    again = subprocess.run(line, cwd=CONFIGS.parent, capture_output=True, text=True, check=False)
+    assert again.stdout.count("done before") == 3 and again.stdout.count("launched") == 2
+    assert not (CONFIGS.parent / ".submitit").exists() and not (CONFIGS.parent / "multirun").exists()

@@ -1,0 +1,78 @@
+"""Keep what a study found: ``python -m experiments.ship outputs/studies/chen2015-ptb [--to experiments/results/runs]``.
+
+Its runs and trials that have ended, without their checkpoints, and its ``study.json`` are copied to a root that is laid
+out as the first one is. There the report finds them, and other studies take them as finished. What is there already is
+left as it is, except a run that went on since, and the study's record.
+"""
+
+import argparse
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from experiments.cli import one_line_errors
+from experiments.comparison import RunError, read
+from experiments.study import copy
+
+RESULTS = Path(__file__).parent / "results" / "runs"
+
+
+def ship(study: Path, to: Path) -> list[tuple[str, str]]:
+    """Copy a study's runs and its record, and return what became of each run.
+
+    Args:
+        study: folder with ``study.json``, in ``studies`` under the root of the runs.
+        to: root to copy to.
+
+    Raises:
+        FileNotFoundError: there is no such study.
+    """
+    text = (study / "study.json").read_text(encoding="utf-8")
+    root = study.resolve().parent.parent
+    told = []
+    for name in names(json.loads(text)):
+        try:
+            run = read(root / name)
+        except RunError as reason:
+            told.append((name, f"left out: {reason}"))
+            continue
+        if (to / name).exists() and read(to / name).record() == run.record():
+            told.append((name, "there already"))
+            continue
+        shutil.rmtree(to / name, ignore_errors=True)
+        copy(root / name, to / name)
+        told.append((name, "copied" + abroad(run.config)))
+    record = to / "studies" / study.resolve().name / "study.json"
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.write_text(text, encoding="utf-8")
+    return told
+
+
+def names(record: dict[str, Any]) -> Iterator[str]:
+    """Yield ``corpus/folder`` of every run that a study's record names, each once."""
+    trials = [trial["run"] for layer in record["layers"] for trial in layer["search"]]
+    yield from dict.fromkeys([*trials, *record["runs"], *record["smoke"]])
+
+
+def abroad(config: dict[str, Any]) -> str:
+    """Return a warning where a configuration names places of one machine."""
+    places = [str(value) for part in ("data", "run") for value in config[part].values() if str(value).startswith("/")]
+    return f"; its configuration names {', '.join(places)}, which other machines lack" if places else ""
+
+
+def main() -> None:
+    """Read the command line, copy, tell."""
+    parser = argparse.ArgumentParser(prog="experiments.ship", description=(__doc__ or "").split("\n\n")[1])
+    parser.add_argument("study", type=Path, nargs="+", help="folder with study.json")
+    parser.add_argument("--to", type=Path, default=RESULTS, help=f"root to copy to; {RESULTS} unless given")
+    words = parser.parse_args()
+    with one_line_errors():
+        for study in words.study:
+            for name, what in ship(study, words.to):
+                print(f"{name}: {what}")
+
+
+if __name__ == "__main__":
+    main()
