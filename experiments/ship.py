@@ -1,8 +1,8 @@
-"""Keep what a study found: ``python -m experiments.ship outputs/studies/chen2015-ptb [--to experiments/results/runs]``.
+"""Keep what a study found: ``python -m experiments.ship outputs/studies/chen2015-ptb [--to experiments/results]``.
 
-Its runs and trials that have ended, without their checkpoints, and its ``study.json`` are copied to a root that is laid
-out as the first one is. There the report finds them, and other studies take them as finished. What is there already is
-left as it is, except a run that went on since, and the study's record.
+Its runs and trials that have ended are copied to ``runs``, without their checkpoints, and its ``study.json`` to
+``studies``. There the report finds them, and other studies take them as finished. What is there already is left as it
+is, except a run that went on since, and the study's record.
 """
 
 import argparse
@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments.cli import one_line_errors
-from experiments.comparison import RunError, read
+from experiments.reading import RunError, read
 from experiments.study import copy
 
-RESULTS = Path(__file__).parent / "results" / "runs"
+RESULTS = Path(__file__).parent / "results"
 
 
 def ship(study: Path, to: Path) -> list[tuple[str, str]]:
@@ -24,13 +24,14 @@ def ship(study: Path, to: Path) -> list[tuple[str, str]]:
 
     Args:
         study: folder with ``study.json``, in ``studies`` under the root of the runs.
-        to: root to copy to.
+        to: where to copy to.
 
     Raises:
         FileNotFoundError: there is no such study.
     """
     text = (study / "study.json").read_text(encoding="utf-8")
     root = study.resolve().parent.parent
+    kept = to / "runs"
     told = []
     for name in names(json.loads(text)):
         try:
@@ -38,11 +39,11 @@ def ship(study: Path, to: Path) -> list[tuple[str, str]]:
         except RunError as reason:
             told.append((name, f"left out: {reason}"))
             continue
-        if (to / name).exists() and read(to / name).record() == run.record():
+        if (kept / name).exists() and read(kept / name).record() == run.record():
             told.append((name, "there already"))
             continue
-        shutil.rmtree(to / name, ignore_errors=True)
-        copy(root / name, to / name)
+        shutil.rmtree(kept / name, ignore_errors=True)
+        copy(root / name, kept / name)
         told.append((name, "copied" + abroad(run.config)))
     record = to / "studies" / study.resolve().name / "study.json"
     record.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +67,7 @@ def main() -> None:
     """Read the command line, copy, tell."""
     parser = argparse.ArgumentParser(prog="experiments.ship", description=(__doc__ or "").split("\n\n")[1])
     parser.add_argument("study", type=Path, nargs="+", help="folder with study.json")
-    parser.add_argument("--to", type=Path, default=RESULTS, help=f"root to copy to; {RESULTS} unless given")
+    parser.add_argument("--to", type=Path, default=RESULTS, help=f"where to copy to; {RESULTS} unless given")
     words = parser.parse_args()
     with one_line_errors():
         for study in words.study:

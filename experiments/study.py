@@ -19,7 +19,7 @@ from hydra import compose
 
 from experiments import wording
 from experiments.cli import CONFIGS, nearest, resolved
-from experiments.comparison import Run, RunError, read
+from experiments.reading import Run, RunError, read
 from experiments.train import check, spent
 from lvsoftmax.runs import build, folder_for, identity
 

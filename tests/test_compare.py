@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 
 from experiments import compare, study
 from experiments.cli import CONFIGS, guarded, resolved
-from experiments.comparison import read
+from experiments.reading import read
 from experiments.train import train
 
 SMALL = ("batch.size=4", "batch.length=10", "budget.epochs=null", "budget.tokens=400", "model.backbone.hidden_size=16",

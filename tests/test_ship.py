@@ -7,7 +7,7 @@ import pytest
 from synthetic_runs import make_run
 
 from experiments import ship
-from experiments.comparison import read
+from experiments.reading import read
 from experiments.study import KEPT
 
 
@@ -36,7 +36,7 @@ def test_what_has_ended_is_copied_without_checkpoints(root, tmp_path, monkeypatc
     assert f"its configuration names {root}, which other machines lack" in told[0]
     kept = tmp_path / "kept"
     assert (kept / "studies/small-sotu/study.json").read_text() == (root / "studies/small-sotu/study.json").read_text()
-    folders = sorted((kept / "sotu").iterdir())
+    folders = sorted((kept / "runs" / "sotu").iterdir())
     assert [folder.name[-1] for folder in folders] == ["a", "b", "c"]
     for folder in folders:
         assert {file.name for file in folder.iterdir()} <= set(KEPT)
@@ -53,7 +53,7 @@ def test_a_run_that_went_on_replaces_what_was_kept_of_it(root, tmp_path):
     result["train"]["tokens"] *= 2
     (folder / "result.json").write_text(json.dumps(result))
     assert dict(ship.ship(root / "studies" / "small-sotu", kept))[f"sotu/{folder.name}"].startswith("copied")
-    assert read(kept / "sotu" / folder.name).result == result
+    assert read(kept / "runs" / "sotu" / folder.name).result == result
 
 
 def test_no_study_is_one_line(tmp_path, monkeypatch, capsys):
