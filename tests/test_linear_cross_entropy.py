@@ -125,13 +125,21 @@ def test_smoothed_labels_compose_of_cross_entropy_and_log_sum_exp(backend):
     torch.testing.assert_close(slopes(actual, variables, upstream), slopes(expected, variables, upstream))
 
 
-def test_weighted_sum_and_gradients(backend):
+@pytest.mark.parametrize("softcap", [None, 1.5])
+@pytest.mark.parametrize("z_loss", [0.0, 0.3, -2.0])
+@pytest.mark.parametrize("kept", [0, 2**40], ids=["computed again", "kept"])
+def test_weighted_sum_and_gradients(backend, softcap, z_loss, kept, monkeypatch):
+    monkeypatch.setattr(native, "KEPT", kept)
     *tensors, target = operands()
     weight = some_zero().requires_grad_()
-    actual = linear_cross_entropy_loss(*tensors, target, weight, backend=backend)
-    expected = weighted(*tensors, target, weight)
+    actual = linear_cross_entropy_loss(*tensors, target, weight, z_loss=z_loss, softcap=softcap, backend=backend)
+    log_sum = soft_capped(F.linear(*tensors), softcap).logsumexp(1)
+    expected = (weight * (plain(*tensors, target, softcap) + z_loss * log_sum.square())).sum()
     upstream = torch.tensor(-2.5, dtype=torch.float64)
     torch.testing.assert_close(actual, expected)
+    with torch.no_grad():
+        value = linear_cross_entropy_loss(*tensors, target, weight, z_loss=z_loss, softcap=softcap, backend=backend)
+    torch.testing.assert_close(value, actual.detach())
     torch.testing.assert_close(
         torch.autograd.grad(actual, [*tensors, weight], upstream),
         torch.autograd.grad(expected, [*tensors, weight], upstream),

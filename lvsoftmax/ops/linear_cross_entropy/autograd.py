@@ -83,10 +83,11 @@ def linear_cross_entropy_loss(
     target_N: Tensor,
     token_weight_N: Tensor,
     *,
+    z_loss: float = 0.0,
     softcap: float | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Return ``sum(token_weight * nll)`` as a scalar, to be differentiated at most once.
+    """Return ``sum(token_weight * (nll + z_loss * logsumexp^2))`` as a scalar, to be differentiated at most once.
 
     The weights are known beforehand, so the gradients are computed during the forward pass from each block of
     exponentials while it is there: three matrix products in all, memory of one block and of the gradients.
@@ -95,9 +96,10 @@ def linear_cross_entropy_loss(
     kernel = BACKENDS.choose(backend, hidden_ND.device.type)
     wanted = any(x is not None and x.requires_grad for x in (hidden_ND, weight_VD, bias_V))
     if not (wanted and torch.is_grad_enabled()):
-        nll_N, _ = _PerToken.apply(hidden_ND, weight_VD, bias_V, target_N, softcap or 0.0, kernel)
-        return (token_weight_N * nll_N).sum()
-    return _WeightedSum.apply(hidden_ND, weight_VD, bias_V, target_N, token_weight_N, softcap or 0.0, kernel)
+        nll_N, logsumexp_N = _PerToken.apply(hidden_ND, weight_VD, bias_V, target_N, softcap or 0.0, kernel)
+        return (token_weight_N * (nll_N + z_loss * logsumexp_N.square())).sum()
+    options = softcap or 0.0, z_loss, kernel
+    return _WeightedSum.apply(hidden_ND, weight_VD, bias_V, target_N, token_weight_N, *options)
 
 
 def soft_capped(logits: Tensor, softcap: float | None) -> Tensor:
@@ -138,14 +140,14 @@ class _PerToken(torch.autograd.Function):
 
 class _WeightedSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_ND, weight_VD, bias_V, target_N, token_weight_N, softcap, kernel):
+    def forward(ctx, hidden_ND, weight_VD, bias_V, target_N, token_weight_N, softcap, z_loss, kernel):
         dtype = product_dtype(hidden_ND)
         operands = hidden_ND, weight_VD, bias_V, target_N
         needed = ctx.needs_input_grad[:3]
-        nll_N, gradients = KERNELS[kernel].weighted(dtype, *operands, softcap, token_weight_N, needed)
-        ctx.nll_N = nll_N if ctx.needs_input_grad[4] else None
+        value_N, gradients = KERNELS[kernel].weighted(dtype, *operands, softcap, token_weight_N, z_loss, needed)
+        ctx.value_N = value_N if ctx.needs_input_grad[4] else None
         ctx.gradients = cast(gradients, *operands[:3])
-        return (token_weight_N * nll_N).sum()
+        return (token_weight_N * value_N).sum()
 
     @staticmethod
     @once_differentiable
@@ -156,7 +158,7 @@ class _WeightedSum(torch.autograd.Function):
             raise RuntimeError("this loss can be differentiated once; use the per-token nll to do it again")
         if not _is_one(upstream):
             gradients = [None if gradient is None else gradient.mul_(upstream) for gradient in gradients]
-        return *gradients, None, None if ctx.nll_N is None else upstream * ctx.nll_N, None, None
+        return *gradients, None, None if ctx.value_N is None else upstream * ctx.value_N, None, None, None
 
 
 def _is_one(upstream: Tensor) -> bool:

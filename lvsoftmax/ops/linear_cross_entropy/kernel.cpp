@@ -214,6 +214,7 @@ template <class Sum, class Source> struct Arguments {
     Sum softcap;                            // logits are softcap * tanh(z / softcap); 0: as they are
     Sum *others, *target_logit;             // log of the sum over all words but the target; computed, or known
     const Sum *token_weight;                // of the loss: gradients follow from the sums, or
+    double z_loss;                          // factor of the squared log-sum-exp in that loss
     const Sum *others_factor, *target_factor;   // sums are known: dL/dz of the other words is others_factor * e / sum
     Sum *grad_hidden, *grad_weight, *grad_bias;
 };
@@ -431,9 +432,14 @@ template <class P, class Source> struct Block {
         const double others = most + std::log(sum), logit = args.target_logit[start + t];
         args.others[start + t] = Sum(others);
         if (!args.token_weight) return;
-        const double pull = args.token_weight[start + t] / (1 + std::exp(logit - others));
-        scale[t] = sum > 0 ? Sum(pull / sum) : Sum(0);
-        target_factor[t] = -Sum(pull);
+        const double weight = args.token_weight[start + t], pull = weight / (1 + std::exp(logit - others));
+        double slope = 0;                   // of the penalty by the log-sum-exp
+        if (args.z_loss != 0) {
+            const double larger = std::max(others, logit), smaller = std::min(others, logit);
+            slope = 2 * args.z_loss * (larger + std::log1p(std::exp(smaller - larger)));
+        }
+        scale[t] = sum > 0 ? Sum((1 + slope) * pull / sum) : Sum(0);
+        target_factor[t] = Sum(slope * weight / (1 + std::exp(others - logit)) - pull);
     }
 
     void take_over(int64_t t) {
@@ -588,13 +594,13 @@ int64_t run(const Arguments<typename P::Sum, Source> &args, int threads, int64_t
 #define EXPORT(name, precision, source)                                                                           \
     extern "C" int64_t name(const void *hidden, const void *weight, const void *bias, const int64_t *target,      \
                             int64_t N, int64_t D, int64_t V, double softcap, void *others, void *target_logit,    \
-                            const void *token_weight, const void *others_factor, const void *target_factor,       \
-                            void *grad_hidden, void *grad_weight, void *grad_bias, int64_t threads,               \
-                            int64_t tokens, int64_t keeps, void *workspace) {                                     \
+                            const void *token_weight, double z_loss, const void *others_factor,                   \
+                            const void *target_factor, void *grad_hidden, void *grad_weight, void *grad_bias,     \
+                            int64_t threads, int64_t tokens, int64_t keeps, void *workspace) {                    \
         using Sum = precision::Sum;                                                                               \
         const Arguments<Sum, source> args{                                                                        \
             (const Sum *)hidden, (const source *)weight, (const Sum *)bias, target, N, D, V, Sum(softcap),        \
-            (Sum *)others, (Sum *)target_logit, (const Sum *)token_weight, (const Sum *)others_factor,            \
+            (Sum *)others, (Sum *)target_logit, (const Sum *)token_weight, z_loss, (const Sum *)others_factor,    \
             (const Sum *)target_factor, (Sum *)grad_hidden, (Sum *)grad_weight, (Sum *)grad_bias};                \
         return run<precision, source>(args, int(threads), tokens, keeps, (char *)workspace);                      \
     }

@@ -64,13 +64,14 @@ def weighted(
     target_N: Tensor,
     softcap: float,
     token_weight_N: Tensor,
+    z_loss: float,
     needed: Sequence[bool],
 ) -> tuple[Tensor, list[Tensor | None]]:
     """As in ``reference.py``."""
     operands = _operands(hidden_ND, weight_VD, bias_V, target_N)
     token_weight_N = token_weight_N.to(operands[0].dtype).contiguous()
-    nll_N, *made = _weighted(*operands, softcap, _pairs(dtype), token_weight_N, list(needed))
-    return nll_N, _only(needed, made)
+    value_N, *made = _weighted(*operands, softcap, _pairs(dtype), token_weight_N, z_loss, list(needed))
+    return value_N, _only(needed, made)
 
 
 def _operands(
@@ -120,8 +121,8 @@ def _gradients(
 ) -> list[Tensor]:
     made = _room(hidden, weight, needed)
     target_logit = torch.empty_like(others)
-    factors = {"others_factor": others_factor, "target_factor": target_factor}
-    _run(hidden, weight, bias, target, softcap, pairs, others, target_logit, **factors, gradients=made)
+    none, factors = (None, 0.0), (others_factor, target_factor)
+    _run(hidden, weight, bias, target, softcap, pairs, others, target_logit, *none, *factors, made)
     return made
 
 
@@ -134,12 +135,16 @@ def _weighted(
     softcap: float,
     pairs: bool,
     token_weight: Tensor,
+    z_loss: float,
     needed: Sequence[bool],
 ) -> list[Tensor]:
     made = _room(hidden, weight, needed)
     others, target_logit = torch.empty_like(hidden[:, 0]), torch.empty_like(hidden[:, 0])
-    _run(hidden, weight, bias, target, softcap, pairs, others, target_logit, token_weight, gradients=made)
-    return [softplus(others - target_logit), *made]
+    _run(hidden, weight, bias, target, softcap, pairs, others, target_logit, token_weight, z_loss, gradients=made)
+    value = softplus(others - target_logit)
+    if z_loss:
+        value += z_loss * torch.logaddexp(others, target_logit).square()
+    return [value, *made]
 
 
 @_sums.register_fake
@@ -153,7 +158,7 @@ def _(hidden, weight, bias, target, softcap, pairs, others, others_factor, targe
 
 
 @_weighted.register_fake
-def _(hidden, weight, bias, target, softcap, pairs, token_weight, needed):
+def _(hidden, weight, bias, target, softcap, pairs, token_weight, z_loss, needed):
     return [hidden.new_empty(shape) for shape in [hidden.shape[:1], *_shapes(hidden.shape, weight.shape, needed)]]
 
 
@@ -168,7 +173,7 @@ def _gradients_flops(hidden, weight, bias, target, softcap, pairs, others, other
 
 
 @register_flop_formula(torch.ops.lvsoftmax.linear_cross_entropy_weighted)
-def _weighted_flops(hidden, weight, bias, target, softcap, pairs, token_weight, needed, **_):
+def _weighted_flops(hidden, weight, bias, target, softcap, pairs, token_weight, z_loss, needed, **_):
     _, keeps = _block(hidden[0], weight[0], 2 if pairs else 4, len(needed) > 0)
     return 2 * math.prod(hidden) * weight[0] * (1 + needed[0] + needed[1] + (not keeps))
 
@@ -202,6 +207,7 @@ def _run(
     others: Tensor,
     target_logit: Tensor,
     token_weight: Tensor | None = None,
+    z_loss: float = 0.0,
     others_factor: Tensor | None = None,
     target_factor: Tensor | None = None,
     gradients: Sequence[Tensor] = (),
@@ -219,7 +225,7 @@ def _run(
     needed = [gradient if gradient.numel() else None for gradient in gradients] or [None] * 3
     arguments = (
         *(hidden, weight, bias, target, tokens, width, vocab, softcap, others, target_logit, token_weight),
-        *(others_factor, target_factor, *needed, torch.get_num_threads(), size, keeps),
+        *(z_loss, others_factor, target_factor, *needed, torch.get_num_threads(), size, keeps),
     )
     workspace = recycled((LIBRARY.call(function, *arguments, None),), torch.uint8)
     LIBRARY.call(function, *arguments, workspace)

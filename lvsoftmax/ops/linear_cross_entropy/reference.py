@@ -66,20 +66,21 @@ def weighted(
     target_N: Tensor,
     softcap: float,
     token_weight_N: Tensor,
+    z_loss: float,
     needed: Sequence[bool],
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """Return each token's nll, and the gradients of ``sum(token_weight * nll)`` that are needed."""
+    """Return each token's ``nll + z_loss * logsumexp^2``, and the needed gradients of the sum weighted by token."""
     gradients = _room(needed, hidden_ND, weight_VD, bias_V)
     cast_VD = weight_VD.to(dtype)
-    nll_N = zeros(target_N, hidden_ND.dtype)
+    value_N = zeros(target_N, hidden_ND.dtype)
     for block in blocks(len(hidden_ND), len(weight_VD)):
         hidden_CD = hidden_ND[block].to(dtype)
         logit_CV, slope_CV = _logits(hidden_CD, cast_VD, bias_V, softcap)
-        nll_N[block], grad_CV = softmax_block(logit_CV, target_N[block], token_weight_N[block])
+        value_N[block], grad_CV = softmax_block(logit_CV, target_N[block], token_weight_N[block], z_loss)
         if grad_CV is not None and slope_CV is not None:
             grad_CV *= slope_CV
         accumulate(gradients, block, grad_CV, hidden_CD, cast_VD)
-    return nll_N, gradients
+    return value_N, gradients
 
 
 def blocks(tokens: int, vocab: int) -> Iterator[slice]:
@@ -101,22 +102,33 @@ def _logits(
     return logit_CV * softcap, logit_CV.square_().neg_().add_(1)
 
 
-def softmax_block(exp_CV: Tensor, target_C: Tensor, upstream_C: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """Return the block's nll and, where ``upstream`` is given, ``upstream * (p - onehot(target))``; logits are lost.
+def softmax_block(
+    exp_CV: Tensor, target_C: Tensor, upstream_C: Tensor | None = None, z_loss: float = 0.0
+) -> tuple[Tensor, Tensor | None]:
+    """Return the block's ``nll + z_loss * logsumexp^2``, and for an upstream the gradient in the place of logits.
 
     The sum over the other words is taken without the target. A difference from a sum over all words (``p - 1``)
     would have no correct digit left as p goes to 1.
     """
-    exp_CV -= exp_CV.amax(1, keepdim=True)
+    largest_C1 = exp_CV.amax(1, keepdim=True)
+    exp_CV -= largest_C1
     target_C1 = target_C[:, None]
     target_logit_C1 = exp_CV.gather(1, target_C1)
     exp_CV.exp_().scatter_(1, target_C1, 0.0)
     others_C1 = exp_CV.sum(1, keepdim=True)
-    nll_C1 = -F.logsigmoid(target_logit_C1 - others_C1.log())
-    if upstream_C is not None:
-        exp_CV.scatter_(1, target_C1, -others_C1)
-        exp_CV *= upstream_C[:, None] / (others_C1 + target_logit_C1.exp())
-    return nll_C1.squeeze(1), None if upstream_C is None else exp_CV
+    value_C1 = -F.logsigmoid(target_logit_C1 - others_C1.log())
+    target_exp_C1 = target_logit_C1.exp()
+    sum_C1 = others_C1 + target_exp_C1
+    logsumexp_C1 = sum_C1.log() + largest_C1
+    if z_loss:
+        value_C1 = value_C1 + z_loss * logsumexp_C1.square()
+    if upstream_C is None:
+        return value_C1.squeeze(1), None
+    slope_C1 = 2 * z_loss * logsumexp_C1
+    scale_C1 = upstream_C[:, None] / sum_C1
+    exp_CV *= scale_C1 * (1 + slope_C1)
+    exp_CV.scatter_(1, target_C1, scale_C1 * (slope_C1 * target_exp_C1 - others_C1))
+    return value_C1.squeeze(1), exp_CV
 
 
 def zeros(like: Tensor, dtype: torch.dtype) -> Tensor:
