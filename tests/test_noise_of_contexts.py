@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lvsoftmax.noise import make_noise
+from lvsoftmax.noise.random_fourier import RandomFourierNoise
 from lvsoftmax.ops import noise as ops
 from lvsoftmax.ops.categorical import FEWEST, choose_columns, uniform
 from lvsoftmax.ops.multi_index import fit_codebook
@@ -126,6 +127,21 @@ def test_probabilities_follow_the_formula_and_sum_to_one(name, with_bias):
     torch.testing.assert_close(q, expected(name, noise, weight, bias, hidden, previous), rtol=1e-4, atol=1e-8)
     torch.testing.assert_close(q.sum(1), torch.ones(CONTEXTS, dtype=torch.float64), rtol=1e-5, atol=0)
     assert (q > 0).all()
+
+
+def test_estimates_of_few_features_are_raised_to_what_the_kernel_is_at_least():
+    """With two directions most are far off, and many negative, of blocks, too."""
+    noise = RandomFourierNoise(D, V, 4, frequencies=2)
+    (hidden, previous), (weight, bias) = contexts(), table()
+    weight = -hidden.repeat(V // CONTEXTS, 1) + 0.3 * weight
+    noise.refresh(weight, bias)
+    q = probability(noise, hidden, previous, 4)
+    torch.testing.assert_close(
+        q, expected("random_fourier", noise, weight, bias, hidden, previous), rtol=1e-4, atol=1e-8
+    )
+    sums = noise._features(hidden) @ noise.block_feature.T
+    assert (sums < noise.floor * noise.block_factor).any()
+    assert (noise._features(hidden) @ noise.feature.T < 0).any()
 
 
 @for_every_noise

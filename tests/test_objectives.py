@@ -198,10 +198,12 @@ class Context:
 
     words, target = 4096, 3
 
-    def __init__(self) -> None:
+    def __init__(self, target_logit: float | None = None) -> None:
         source = torch.Generator().manual_seed(2)
         self.slope = torch.randn(self.words, generator=source, dtype=torch.float64)
         self.slope -= 0.1 * torch.arange(1, self.words + 1).log()
+        if target_logit is not None:
+            self.slope[self.target] = target_logit
         self.partition = self.slope.exp().sum()
         self.exact = (self.slope.softmax(0) @ self.slope) - self.slope[self.target]
         self.q = ops.noise_probability(torch.ones(self.words), "log_uniform", 0.3)
@@ -243,8 +245,11 @@ def test_the_bias_of_importance_sampling_falls_as_one_over_the_draws():
 
 
 def test_the_bias_of_a_target_that_was_not_drawn_falls_as_one_over_the_draws():
-    """``positive=corrected``: nothing comes off the target's logit, and draws that hit it are left out."""
-    context, source, bias = Context(), torch.Generator().manual_seed(0), {}
+    """``positive=corrected``: nothing comes off the target's logit, and draws that hit it are left out.
+
+    The target is probable: otherwise nothing of this would matter.
+    """
+    context, source, bias = Context(target_logit=7.0), torch.Generator().manual_seed(0), {}
     table, target = ops.alias_table(context.q), torch.zeros(2000, dtype=torch.float64)
     own = (
         context.slope.softmax(0)[context.target] * -context.exact

@@ -187,9 +187,9 @@ def draw_distinct(reached_V: Tensor, shape: Sequence[int], generator: torch.Gene
     ``(a + (1 - a) (1 - b / (1 - a))) / (1 - b) = 1`` times as often as without the rule.
 
     Words of one stratum never meet. So the line is a circle, whose strata begin at the edge of a random word. Whether a
-    stratum has drawn the word on its right border depends on whether its neighbour has, by one of four maps of a truth
-    value to another. Strata behind the latest one whose map is constant do not matter, and of the others it does how
-    many negate: no loop. O(K log V), from running sums.
+    stratum draws the word on its right border may depend on whether its neighbour to the left has. If it does, it
+    repeats the neighbour, since at one and the same random number the rule only ever moves a draw to the right. What it
+    repeats is thus what the latest stratum did for which it made no difference: no loop. O(K log V), from running sums.
 
     Args:
         reached_V: running sum of ``inclusion_mass``.
@@ -217,13 +217,10 @@ def draw_distinct(reached_V: Tensor, shape: Sequence[int], generator: torch.Gene
     open_K = torch.where(random_K < chance_K, 0, open_K)
 
     right_K = DRAW - torch.cat([before_K[..., 1:], torch.zeros_like(first)], -1)
-    to_K, from_K = drawn_K >= right_K, open_K >= right_K  # what true and false are mapped to
+    if_drawn_K, if_open_K = drawn_K >= right_K, open_K >= right_K
     place_K = torch.arange(count, device=device).expand(*rows, count)
-    latest_K = torch.where(to_K == from_K, place_K, -1).cummax(-1).values
-    seen_K, known_K = latest_K >= 0, latest_K.clamp(min=0)
-    negated_K = (from_K & ~to_K).cumsum(-1)
-    odd_K = (negated_K - torch.where(seen_K, negated_K.gather(-1, known_K), 0)) % 2 == 1
-    state_K = (seen_K & from_K.gather(-1, known_K)) ^ odd_K
+    latest_K = torch.where(if_drawn_K == if_open_K, place_K, -1).cummax(-1).values
+    state_K = (latest_K >= 0) & if_open_K.gather(-1, latest_K.clamp(min=0))
     state_K = torch.cat([torch.zeros_like(state_K[..., :1]), state_K[..., :-1]], -1)
     return torch.searchsorted(reached_V, (edge_K + torch.where(state_K, drawn_K, open_K)) % circle, right=True)
 
