@@ -6,6 +6,9 @@ import jaxtyping
 import pytest
 import torch
 
+from lvsoftmax.ops.backends import interprets_triton
+from lvsoftmax.ops.linear_cross_entropy import BACKENDS
+
 if not torch.cuda.is_available():  # Triton asks for this when a kernel is defined, which is later
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -14,6 +17,20 @@ if not torch.cuda.is_available():  # Triton asks for this when a kernel is defin
 def one_thread_and_a_fixed_seed():
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(params=list(BACKENDS.obstacles))
+def backend(request):
+    """Every backend of the linear cross-entropy that can run here, tensors being made on its device.
+
+    Triton's interpreter runs on the CPU.
+    """
+    kind = "cuda" if request.param == "triton" and not interprets_triton() else "cpu"
+    reason = BACKENDS.obstacles[request.param](torch.device(kind))
+    if reason is not None:
+        pytest.skip(f"{request.param}: {reason}")
+    with torch.device(kind):
+        yield request.param
 
 
 @pytest.fixture

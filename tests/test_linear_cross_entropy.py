@@ -11,7 +11,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from lvsoftmax.ops import buffers
 from lvsoftmax.ops.backends import interprets_triton
 from lvsoftmax.ops.linear_cross_entropy import (
-    BACKENDS,
     gpu,
     linear_cross_entropy,
     linear_cross_entropy_and_logsumexp,
@@ -23,17 +22,6 @@ from lvsoftmax.ops.linear_cross_entropy import (
 )
 
 N, D, V = 11, 3, 13
-
-
-@pytest.fixture(params=[name for name in BACKENDS.obstacles])
-def backend(request):
-    """Every backend that can run here, tensors being made on its device: Triton's interpreter runs on the CPU."""
-    kind = "cuda" if request.param == "triton" and not interprets_triton() else "cpu"
-    reason = BACKENDS.obstacles[request.param](torch.device(kind))
-    if reason is not None:
-        pytest.skip(f"{request.param}: {reason}")
-    with torch.device(kind):
-        yield request.param
 
 
 def skip_without_need(backend, *, needed):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from lvsoftmax.layer import OutputLayer, unigram_log_prob
 from lvsoftmax.ops import partition
-from lvsoftmax.ops.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_loss
+from lvsoftmax.ops.linear_cross_entropy import BACKENDS, linear_cross_entropy, linear_cross_entropy_loss
 from lvsoftmax.ops.noise import Sample
 from lvsoftmax.ops.softmax import log_softmax, logsumexp
 
@@ -52,10 +53,14 @@ class AdaptiveSoftmax(OutputLayer):
         cutoffs_of: whether shares are those of the words or of their mass in the training text.
         div_value: by how much each tail is narrower than the band before it; at least 1.
         bias: whether words and tails have biases.
+        backend: what computes loss and gradients; ``auto`` takes the fastest that can run on the device.
 
     Raises:
-        ValueError: ``cutoffs`` do not rise, are out of range or mix ranks with shares, or ``div_value`` is below 1.
+        ValueError: ``cutoffs`` do not rise, are out of range or mix ranks with shares, ``div_value`` is below 1, or
+            ``backend`` cannot run here.
     """
+
+    backends = BACKENDS
 
     projections: nn.ParameterList
     tail_weights: nn.ParameterList
@@ -70,8 +75,9 @@ class AdaptiveSoftmax(OutputLayer):
         cutoffs_of: Literal["vocabulary", "mass"] = "vocabulary",
         div_value: float = 4.0,
         bias: bool = True,
+        backend: Literal["auto", "eager", "cpp"] = "auto",
     ) -> None:
-        super().__init__(hidden_size, counts)
+        super().__init__(hidden_size, counts, backend=backend)
         if cutoffs_of not in ("vocabulary", "mass"):
             raise ValueError(f"cutoffs_of={cutoffs_of!r}: choose vocabulary or mass")
         if not (math.isfinite(div_value) and div_value >= 1):
@@ -102,15 +108,16 @@ class AdaptiveSoftmax(OutputLayer):
 
     def nll(self, hidden: Float[Tensor, "tokens hidden"], target: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
         """Add what the head costs and, for the tokens with a target in a tail, what the tail costs."""
-        nll = linear_cross_entropy(hidden, self.head_weight, self.head_bias, self._head_target(target))
+        cross_entropy = partial(linear_cross_entropy, backend=self.backend)
+        nll = cross_entropy(hidden, self.head_weight, self.head_bias, self._head_target(target))
         if torch.compiler.is_compiling():  # shapes must not depend on data
             for k, (projection, weight, bias) in enumerate(self._tails()):
                 tail_target = (target - self.bounds[k + 1]).clamp(0, len(weight) - 1)
-                tail_nll = linear_cross_entropy(F.linear(hidden, projection), weight, bias, tail_target)
+                tail_nll = cross_entropy(F.linear(hidden, projection), weight, bias, tail_target)
                 nll = nll + torch.where(self._band(target) == k + 1, tail_nll, 0.0)
             return nll
         for tokens, tail_hidden, weight, bias, tail_target in self._tokens_by_tail(hidden, target):
-            nll = nll.index_add(0, tokens, linear_cross_entropy(tail_hidden, weight, bias, tail_target))
+            nll = nll.index_add(0, tokens, cross_entropy(tail_hidden, weight, bias, tail_target))
         return nll
 
     def loss(
@@ -122,10 +129,10 @@ class AdaptiveSoftmax(OutputLayer):
         sample: Sample | None = None,
     ) -> Float[Tensor, ""]:
         """Return ``sum(weight * nll)``, the gradients of every softmax taken on the way."""
-        head_target = self._head_target(target)
-        loss = linear_cross_entropy_loss(hidden, self.head_weight, self.head_bias, head_target, weight)
+        cross_entropy_loss = partial(linear_cross_entropy_loss, backend=self.backend)
+        loss = cross_entropy_loss(hidden, self.head_weight, self.head_bias, self._head_target(target), weight)
         for tokens, tail_hidden, table, bias, tail_target in self._tokens_by_tail(hidden, target):
-            loss = loss + linear_cross_entropy_loss(tail_hidden, table, bias, tail_target, weight[tokens])
+            loss = loss + cross_entropy_loss(tail_hidden, table, bias, tail_target, weight[tokens])
         return loss
 
     def embed(self, ids: Int[Tensor, "..."]) -> Float[Tensor, "... hidden"]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lvsoftmax.layer import OutputLayer, unigram_log_prob
 from lvsoftmax.ops import partition
 from lvsoftmax.ops.grouped_nll import grouped_log_softmax, grouped_nll
-from lvsoftmax.ops.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_loss
+from lvsoftmax.ops.linear_cross_entropy import BACKENDS, linear_cross_entropy, linear_cross_entropy_loss
 from lvsoftmax.ops.noise import Sample, sample_count
 from lvsoftmax.ops.softmax import log_softmax
 
@@ -49,11 +49,14 @@ class ClassSoftmax(OutputLayer):
         embeddings: one vector per word ``[vocab, any]`` in the order of ``counts``, or the path of an .npy file that
             holds them; what ``classes_by=clustered`` clusters.
         sparse: row-sparse gradients of the words' table and bias.
+        backend: what computes the softmax over classes; ``auto`` takes the fastest that can run on the device.
 
     Raises:
-        ValueError: ``classes`` is below 1 or above the number of words, ``classes_by`` is unknown, or ``clustered`` and
-            there are no usable ``embeddings``.
+        ValueError: ``classes`` is below 1 or above the number of words, ``classes_by`` is unknown, ``clustered`` and
+            there are no usable ``embeddings``, or ``backend`` cannot run here.
     """
+
+    backends = BACKENDS
 
     bound: Tensor
     row: Tensor
@@ -67,8 +70,9 @@ class ClassSoftmax(OutputLayer):
         classes_by: Literal["sqrt", "mass", "clustered"] = "sqrt",
         embeddings: Tensor | str | None = None,
         sparse: bool = True,
+        backend: Literal["auto", "eager", "cpp"] = "auto",
     ) -> None:
-        super().__init__(hidden_size, counts)
+        super().__init__(hidden_size, counts, backend=backend)
         self.sparse = sparse
         number = (
             round(math.sqrt(self.vocab_size)) if classes is None else sample_count("classes", classes, self.vocab_size)
@@ -109,8 +113,8 @@ class ClassSoftmax(OutputLayer):
     def nll(self, hidden: Float[Tensor, "tokens hidden"], target: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
         """Add what the target's class costs and what the word costs within it."""
         row = self.row[target]
-        class_nll = linear_cross_entropy(hidden, self.class_weight, self.class_bias, self._class_of(row))
-        return class_nll + self._word_nll(hidden, row)
+        operands = hidden, self.class_weight, self.class_bias, self._class_of(row)
+        return linear_cross_entropy(*operands, backend=self.backend) + self._word_nll(hidden, row)
 
     def loss(
         self,
@@ -122,8 +126,8 @@ class ClassSoftmax(OutputLayer):
     ) -> Float[Tensor, ""]:
         """Return ``sum(weight * nll)``, the gradients of the classes' softmax taken on the way."""
         row = self.row[target]
-        class_weight, class_bias, group = self.class_weight, self.class_bias, self._class_of(row)
-        class_loss = linear_cross_entropy_loss(hidden, class_weight, class_bias, group, weight)
+        operands = hidden, self.class_weight, self.class_bias, self._class_of(row), weight
+        class_loss = linear_cross_entropy_loss(*operands, backend=self.backend)
         return class_loss + (weight * self._word_nll(hidden, row)).sum()
 
     def embed(self, ids: Int[Tensor, "..."]) -> Float[Tensor, "... hidden"]:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lvsoftmax.layer import OutputLayer, unigram_log_prob
-from lvsoftmax.ops.linear_cross_entropy import banded_cross_entropy, banded_cross_entropy_loss
+from lvsoftmax.ops.linear_cross_entropy import BACKENDS, banded_cross_entropy, banded_cross_entropy_loss
 from lvsoftmax.ops.noise import Sample
 from lvsoftmax.ops.numerics import upcast
 from lvsoftmax.ops.partition import bands as cut_bands
@@ -41,11 +41,14 @@ class DifferentiatedSoftmax(OutputLayer):
         bands_of: whether ``bands`` are shares of the words or of their mass in the training text.
         widths: ``d_b / D`` of each band; together 1 for ``slice``, each at most 1 for ``full``.
         projection: where a band's numbers come from.
+        backend: what computes loss and gradients; ``auto`` takes the fastest that can run on the device.
 
     Raises:
-        ValueError: ``bands`` do not cover the vocabulary, there is not a width per band, or ``hidden_size`` cannot be
-            cut into such widths.
+        ValueError: ``bands`` do not cover the vocabulary, there is not a width per band, ``hidden_size`` cannot be cut
+            into such widths, or ``backend`` cannot run here.
     """
+
+    backends = BACKENDS
 
     weights: nn.ParameterList
 
@@ -58,8 +61,9 @@ class DifferentiatedSoftmax(OutputLayer):
         bands_of: Literal["vocabulary", "mass"] = "vocabulary",
         widths: Sequence[float] = (0.5, 0.25, 0.25),
         projection: Literal["slice", "full"] = "slice",
+        backend: Literal["auto", "eager", "cpp"] = "auto",
     ) -> None:
-        super().__init__(hidden_size, counts)
+        super().__init__(hidden_size, counts, backend=backend)
         if bands_of not in ("vocabulary", "mass"):
             raise ValueError(f"bands_of={bands_of!r}: choose vocabulary or mass")
         if projection not in ("slice", "full"):
@@ -105,7 +109,8 @@ class DifferentiatedSoftmax(OutputLayer):
 
     def nll(self, hidden: Float[Tensor, "tokens hidden"], target: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
         """Return the exact negative log-likelihood, by blocks of tokens."""
-        return banded_cross_entropy(self.inputs(hidden), tuple(self.weights), self.bias, target)
+        inputs, weights = self.inputs(hidden), tuple(self.weights)
+        return banded_cross_entropy(inputs, weights, self.bias, target, backend=self.backend)
 
     def loss(
         self,
@@ -115,8 +120,9 @@ class DifferentiatedSoftmax(OutputLayer):
         previous: Int[Tensor, "tokens"] | None = None,
         sample: Sample | None = None,
     ) -> Float[Tensor, ""]:
-        """Return ``sum(weight * nll)``, by blocks of tokens, gradients taken on the way."""
-        return banded_cross_entropy_loss(self.inputs(hidden), tuple(self.weights), self.bias, target, weight)
+        """Return ``sum(weight * nll)``, by blocks of tokens."""
+        inputs, weights = self.inputs(hidden), tuple(self.weights)
+        return banded_cross_entropy_loss(inputs, weights, self.bias, target, weight, backend=self.backend)
 
 
 def _columns(hidden_size: int, bands: Sequence[float], shares: Sequence[float], *, together: bool) -> list[int]:

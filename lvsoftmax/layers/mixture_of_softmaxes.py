@@ -1,6 +1,7 @@
 """A mixture of softmaxes: several experts over one table, weighted by the context."""
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lvsoftmax.layer import OutputLayer, unigram_log_prob
+from lvsoftmax.ops.linear_cross_entropy import BACKENDS
 from lvsoftmax.ops.mixture_nll import mixture_log_prob, mixture_nll, mixture_nll_loss
 from lvsoftmax.ops.noise import Sample
 from lvsoftmax.ops.numerics import upcast
@@ -36,13 +38,25 @@ class MixtureOfSoftmaxes(OutputLayer):
         counts: ``[vocab]`` training frequency of each word, non-increasing.
         experts: E.
         width: d as a share of D, rounded.
+        backend: what computes loss and gradients; ``auto`` takes the fastest that can run on the device.
 
     Raises:
-        ValueError: ``experts`` is below 1, or ``width`` is not positive or leaves no width.
+        ValueError: ``experts`` is below 1, ``width`` is not positive or leaves no width, or ``backend`` cannot run
+            here.
     """
 
-    def __init__(self, hidden_size: int, counts: Tensor, *, experts: int = 4, width: float = 1.0) -> None:
-        super().__init__(hidden_size, counts)
+    backends = BACKENDS
+
+    def __init__(
+        self,
+        hidden_size: int,
+        counts: Tensor,
+        *,
+        experts: int = 4,
+        width: float = 1.0,
+        backend: Literal["auto", "eager", "cpp"] = "auto",
+    ) -> None:
+        super().__init__(hidden_size, counts, backend=backend)
         if experts < 1:
             raise ValueError(f"experts={experts}: a mixture needs at least 1")
         if not (math.isfinite(width) and round(width * hidden_size) >= 1):
@@ -71,7 +85,7 @@ class MixtureOfSoftmaxes(OutputLayer):
 
     def nll(self, hidden: Float[Tensor, "tokens hidden"], target: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
         """Return the exact negative log-likelihood, by blocks of tokens."""
-        return mixture_nll(*self.mixture(hidden), self.weight, self.bias, target)
+        return mixture_nll(*self.mixture(hidden), self.weight, self.bias, target, backend=self.backend)
 
     def loss(
         self,
@@ -81,8 +95,9 @@ class MixtureOfSoftmaxes(OutputLayer):
         previous: Int[Tensor, "tokens"] | None = None,
         sample: Sample | None = None,
     ) -> Float[Tensor, ""]:
-        """Return ``sum(weight * nll)``, by blocks of tokens, gradients taken on the way."""
-        return mixture_nll_loss(*self.mixture(hidden), self.weight, self.bias, target, weight)
+        """Return ``sum(weight * nll)``, by blocks of tokens."""
+        operands = *self.mixture(hidden), self.weight, self.bias, target, weight
+        return mixture_nll_loss(*operands, backend=self.backend)
 
     def embed(self, ids: Int[Tensor, "..."]) -> Float[Tensor, "... hidden"]:
         """Look ``ids`` up in the table, if it is as wide as the hidden vectors.

@@ -12,14 +12,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lvsoftmax.ops.linear_cross_entropy import linear_cross_entropy, reference
+from lvsoftmax.ops.linear_cross_entropy import BACKENDS, linear_cross_entropy, reference
 from lvsoftmax.ops.linear_cross_entropy.reference import accumulate, cast, zeros
 from lvsoftmax.ops.numerics import product_dtype, upcast
 from lvsoftmax.ops.softmax import log_softmax, logsumexp
 
 
 def mixture_nll(
-    prior_logit_NE: Tensor, expert_NED: Tensor, weight_VD: Tensor, bias_V: Tensor, target_N: Tensor
+    prior_logit_NE: Tensor,
+    expert_NED: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor,
+    target_N: Tensor,
+    *,
+    backend: str = "auto",
 ) -> Tensor:
     """Return ``-log(sum over e of softmax(prior)_e softmax(weight @ expert_e + bias)[target])`` of each token.
 
@@ -28,8 +34,8 @@ def mixture_nll(
     """
     experts = prior_logit_NE.shape[1]
     row_target = target_N.repeat_interleave(experts)
-    nll_NE = linear_cross_entropy(expert_NED.flatten(0, 1), weight_VD, bias_V, row_target).view_as(prior_logit_NE)
-    return _mix(prior_logit_NE, nll_NE)
+    row_nll = linear_cross_entropy(expert_NED.flatten(0, 1), weight_VD, bias_V, row_target, backend=backend)
+    return _mix(prior_logit_NE, row_nll.view_as(prior_logit_NE))
 
 
 def mixture_nll_loss(
@@ -39,12 +45,17 @@ def mixture_nll_loss(
     bias_V: Tensor,
     target_N: Tensor,
     token_weight_N: Tensor,
+    *,
+    backend: str = "auto",
 ) -> Tensor:
     """Return ``sum(token_weight * nll)`` as a scalar, to be differentiated at most once.
 
-    Gradients are computed during the forward pass: three matrix products per expert, memory of one block and of the
-    gradients.
+    The ``eager`` backend computes gradients during the forward pass: three matrix products per expert, memory of one
+    block and of the gradients. The others know one upstream gradient per token only before they start: four products.
     """
+    if BACKENDS.choose(backend, target_N.device) != "eager":
+        operands = prior_logit_NE, expert_NED, weight_VD, bias_V, target_N
+        return (token_weight_N * mixture_nll(*operands, backend=backend)).sum()
     return _WeightedSum.apply(prior_logit_NE, expert_NED, weight_VD, bias_V, target_N, token_weight_N)
 
 
