@@ -75,7 +75,7 @@ class AdaptiveSoftmax(OutputLayer):
         cutoffs_of: Literal["vocabulary", "mass"] = "vocabulary",
         div_value: float = 4.0,
         bias: bool = True,
-        backend: Literal["auto", "eager", "cpp"] = "auto",
+        backend: Literal["auto", "eager", "cpp", "triton"] = "auto",
     ) -> None:
         super().__init__(hidden_size, counts, backend=backend)
         if cutoffs_of not in ("vocabulary", "mass"):

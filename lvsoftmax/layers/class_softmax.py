@@ -70,7 +70,7 @@ class ClassSoftmax(OutputLayer):
         classes_by: Literal["sqrt", "mass", "clustered"] = "sqrt",
         embeddings: Tensor | str | None = None,
         sparse: bool = True,
-        backend: Literal["auto", "eager", "cpp"] = "auto",
+        backend: Literal["auto", "eager", "cpp", "triton"] = "auto",
     ) -> None:
         super().__init__(hidden_size, counts, backend=backend)
         self.sparse = sparse

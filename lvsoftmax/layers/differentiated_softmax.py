@@ -61,7 +61,7 @@ class DifferentiatedSoftmax(OutputLayer):
         bands_of: Literal["vocabulary", "mass"] = "vocabulary",
         widths: Sequence[float] = (0.5, 0.25, 0.25),
         projection: Literal["slice", "full"] = "slice",
-        backend: Literal["auto", "eager", "cpp"] = "auto",
+        backend: Literal["auto", "eager", "cpp", "triton"] = "auto",
     ) -> None:
         super().__init__(hidden_size, counts, backend=backend)
         if bands_of not in ("vocabulary", "mass"):

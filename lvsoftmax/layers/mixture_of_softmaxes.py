@@ -54,7 +54,7 @@ class MixtureOfSoftmaxes(OutputLayer):
         *,
         experts: int = 4,
         width: float = 1.0,
-        backend: Literal["auto", "eager", "cpp"] = "auto",
+        backend: Literal["auto", "eager", "cpp", "triton"] = "auto",
     ) -> None:
         super().__init__(hidden_size, counts, backend=backend)
         if experts < 1:

@@ -72,12 +72,13 @@ def weighted(
     target_N: Tensor,
     softcap: float,
     token_weight_N: Tensor,
+    z_loss: float,
     needed: Sequence[bool],
 ) -> tuple[Tensor, list[Tensor | None]]:
     """As in ``reference.py``."""
     operands = _operands(hidden_ND, weight_VD, bias_V, target_N)
-    nll_N, *made = _weighted(*operands, softcap, dtype, token_weight_N.contiguous(), list(needed))
-    return nll_N, _only(needed, made)
+    value_N, *made = _weighted(*operands, softcap, dtype, token_weight_N.contiguous(), z_loss, list(needed))
+    return value_N, _only(needed, made)
 
 
 def _operands(
@@ -172,13 +173,18 @@ def _weighted(
     softcap: float,
     dtype: torch.dtype,
     token_weight: Tensor,
+    z_loss: float,
     needed: Sequence[bool],
 ) -> list[Tensor]:
     others, target_logit = _sums(hidden, weight, bias, target, softcap, dtype)
-    factor = token_weight.to(others.dtype) * torch.sigmoid(others - target_logit)
+    value, logsumexp = softplus(others - target_logit), torch.logaddexp(others, target_logit)
+    pull = token_weight.to(others.dtype)
+    miss, hit = pull * torch.sigmoid(others - target_logit), pull * torch.sigmoid(target_logit - others)
+    slope = 2 * z_loss * logsumexp  # of z_loss * logsumexp^2
+    factors = (miss + slope * miss, slope * hit - miss) if z_loss else (miss, -miss)
     finite = others.clamp(min=torch.finfo(others.dtype).min)
-    made = _gradients(hidden, weight, bias, target, softcap, dtype, finite, factor, -factor, needed)
-    return [softplus(others - target_logit), *made]
+    made = _gradients(hidden, weight, bias, target, softcap, dtype, finite, *factors, needed)
+    return [value + z_loss * logsumexp.square() if z_loss else value, *made]
 
 
 @_sums.register_fake
@@ -193,7 +199,7 @@ def _(hidden, weight, bias, target, softcap, dtype, others, others_factor, targe
 
 
 @_weighted.register_fake
-def _(hidden, weight, bias, target, softcap, dtype, token_weight, needed):
+def _(hidden, weight, bias, target, softcap, dtype, token_weight, z_loss, needed):
     nll = _empty(hidden, hidden.shape[:1], torch.promote_types(hidden.dtype, torch.float32))
     return [nll, *_room(hidden, weight, needed)]
 
@@ -209,7 +215,7 @@ def _gradients_flops(hidden, weight, bias, target, softcap, dtype, others, other
 
 
 @register_flop_formula(torch.ops.lvsoftmax.linear_cross_entropy_triton_weighted)
-def _weighted_flops(hidden, weight, bias, target, softcap, dtype, token_weight, needed, **_):
+def _weighted_flops(hidden, weight, bias, target, softcap, dtype, token_weight, z_loss, needed, **_):
     return 2 * math.prod(hidden) * weight[0] * (2 + needed[0] + needed[1])
 
 
