@@ -6,11 +6,11 @@ import jaxtyping
 import pytest
 import torch
 
-from lvsoftmax.ops.backends import interprets_triton
-from lvsoftmax.ops.linear_cross_entropy import BACKENDS
-
-if not torch.cuda.is_available():  # Triton asks for this when a kernel is defined, which is later
+if not torch.cuda.is_available():  # Triton asks for this when it is imported, which the package leaves until later
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+from lvsoftmax.ops.backends import interprets_triton  # noqa: E402
+from lvsoftmax.ops.linear_cross_entropy import BACKENDS  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
