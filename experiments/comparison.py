@@ -34,11 +34,13 @@ class Setting:
         data: the text, as its configuration is named.
         model: the backbone.
         budget: what ends a run: ``epochs``, ``tokens``, ``seconds``, those that are set.
+        mark: what tells it from another setting of the same name, as where a text was made in two lengths.
     """
 
     data: str
     model: str
     budget: tuple[tuple[str, float], ...]
+    mark: str = ""
 
     @classmethod
     def of(cls, run: Run) -> "Setting":
@@ -48,7 +50,8 @@ class Setting:
         return cls(names["data"], names.get("model", ""), tuple(limits))
 
     def __str__(self) -> str:
-        return f"{self.data}, {self.budget_in_words} each" if self.budget else self.data
+        text = f"{self.data}, {self.budget_in_words} each" if self.budget else self.data
+        return f"{text} ({self.mark})" if self.mark else text
 
     @property
     def budget_in_words(self) -> str:
@@ -60,7 +63,7 @@ class Setting:
     @property
     def slug(self) -> str:
         """A name for files and anchors."""
-        parts = [self.data, self.model, *(f"{value:.12g}-{key}" for key, value in self.budget)]
+        parts = [self.data, self.model, *(f"{value:.12g}-{key}" for key, value in self.budget), self.mark]
         return re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
 
     @property
@@ -70,28 +73,24 @@ class Setting:
 
 
 def gather(
-    folders: Iterable[Path], aside: Mapping[str, str] | None = None
-) -> tuple[dict[Setting, list[Run]], list[tuple[str, str]]]:
+    folders: Iterable[Path], aside: Mapping[str, str] | None = None, first: Iterable[str] = ()
+) -> tuple[list[tuple[Setting, list[Run]]], list[tuple[str, str]]]:
     """Read the folders and leave out, by name and with the reason, what cannot be compared.
 
-    The text that most finished runs of a setting share is the one compared; of several, that of the first folder. Where
-    some settings compare layers, a setting with one layer only is left out.
+    Runs that share setting and text are compared. Where some compare layers, a setting or text of one is left out.
 
     Args:
         folders: of runs.
         aside: runs that take no part, by name, and why.
+        first: names of runs that go before others of the same layer and seed.
 
     Returns:
-        The comparable runs of each setting in the order of their folders; ``(folder, reason)`` of each one left out.
+        Settings and their comparable runs; ``(folder, reason)`` of each one left out.
     """
     runs: list[Run] = []
     left_out: list[tuple[str, str]] = []
-    seen: set[Path] = set()
-    for folder in sorted(set(map(Path, folders))):
-        name = "/".join(folder.resolve().parts[-2:])
-        if folder.resolve() in seen:
-            continue
-        seen.add(folder.resolve())
+    for folder in sorted({Path(folder).resolve() for folder in folders}):
+        name = "/".join(folder.parts[-2:])
         if aside and name in aside:
             left_out.append((name, aside[name]))
             continue
@@ -99,39 +98,72 @@ def gather(
             runs.append(read(folder))
         except RunError as error:
             left_out.append((name, str(error)))
+    preferred = set(first)
+    runs.sort(key=lambda run: run.name not in preferred)
     settings: dict[Setting, list[Run]] = {}
     for run in runs:
         settings.setdefault(Setting.of(run), []).append(run)
-    kept = {setting: _comparable(settings[setting], left_out) for setting in sorted(settings)}
-    several = {setting for setting, own in kept.items() if len({_identity(run) for run in own}) > 1}
-    if several:
-        for setting in kept.keys() - several:
-            reason = f"nothing else was run on {setting}: there is nothing to compare it with"
-            left_out += [(run.name, reason) for run in kept.pop(setting)]
-    return kept, sorted(left_out)
+    kept = [(setting, group) for setting in sorted(settings) for group in _by_text(settings[setting], left_out)]
+    kept = [(setting, _once(group, left_out)) for setting, group in kept]
+    if any(_layers(group) > 1 for _, group in kept):
+        for setting, group in kept:
+            if _layers(group) == 1:
+                reason = f"nothing else was run on {setting}: there is nothing to compare it with"
+                left_out += [(run.name, reason) for run in group]
+        kept = [(setting, group) for setting, group in kept if _layers(group) > 1]
+    return _marked(kept), sorted(left_out)
 
 
 def _identity(run: Run) -> str:
     return json.dumps(run.config["output"], sort_keys=True)
 
 
-def _comparable(runs: Sequence[Run], left_out: list[tuple[str, str]]) -> list[Run]:
-    corpora = Counter(json.dumps(run.corpus) for run in [run for run in runs if run.result] or runs)
-    common = json.loads(corpora.most_common(1)[0][0])
+def _layers(runs: Iterable[Run]) -> int:
+    return len({_identity(run) for run in runs})
+
+
+def _by_text(runs: Sequence[Run], left_out: list[tuple[str, str]]) -> list[list[Run]]:
+    """Part the runs of a setting by text; leave out a text on which one layer only was run, except the commonest."""
+    texts = Counter(json.dumps(run.corpus) for run in [run for run in runs if run.result] or runs)
+    common = texts.most_common(1)[0][0]
+    groups: dict[str, list[Run]] = {common: []}
+    for run in runs:  # one that diverged knows little of its text
+        groups.setdefault(json.dumps(run.corpus) if run.result else common, []).append(run)
+    for text in [text for text, group in groups.items() if text != common and _layers(group) == 1]:
+        here = json.loads(common)
+        for run in groups.pop(text):
+            key = next(key for key, value in run.corpus.items() if here.get(key) != value)
+            left_out.append((run.name, f"another corpus: its {key} is {run.corpus[key]}, here {here.get(key)}"))
+    return list(groups.values())
+
+
+def _once(runs: Sequence[Run], left_out: list[tuple[str, str]]) -> list[Run]:
+    """Leave out all but the first run of a layer and seed."""
     kept: dict[tuple[str, int], Run] = {}
     for run in runs:
-        foreign = [key for key, value in run.corpus.items() if common.get(key, value) != value]
-        identity = (_identity(run), run.seed)
-        if foreign:
-            key = foreign[0]
-            left_out.append((run.name, f"another corpus: its {key} is {run.corpus[key]}, here {common[key]}"))
-        elif identity in kept:
-            other = kept[identity]
+        other = kept.setdefault((_identity(run), run.seed), run)
+        if other is not run:
             where = wording.listing(differing([other, run]) or ["nothing that matters"])
             left_out.append((run.name, f"same layer and seed as {other.name}, from which it differs in {where}"))
-        else:
-            kept[identity] = run
     return list(kept.values())
+
+
+def _marked(kept: Sequence[tuple[Setting, list[Run]]]) -> list[tuple[Setting, list[Run]]]:
+    """Tell settings of the same name apart, by study where that does, else by number."""
+    names = Counter(setting for setting, _ in kept)
+    marked: list[tuple[Setting, list[Run]]] = []
+    for setting, runs in kept:
+        mark = ""
+        if names[setting] > 1:
+            studies = {str(run.config["name"].get("study") or "") for run in runs}
+            mark = next(iter(studies)) if len(studies) == 1 else ""
+        taken = {other for other, _ in marked}
+        for number in itertools.count(1):
+            own = dataclasses.replace(setting, mark=mark if number == 1 else f"{mark} {number}".strip())
+            if own not in taken:
+                break
+        marked.append((own, runs))
+    return marked
 
 
 # -- what is said about them ---------------------------------------------------------------------------------------
@@ -478,15 +510,15 @@ def survey(folders: Iterable[Path], title: str, studies: Iterable[Path] = ()) ->
         folders += record.folders(record.runs)
         aside |= record.aside
         smoke |= record.smoke_outcomes()
-    kept, unfit = gather(folders, aside)
-    named = _labels([run for runs in kept.values() for run in runs])
+    kept, unfit = gather(folders, aside, [run for record in records for run in record.runs])
+    named = _labels([run for _, runs in kept for run in runs])
     others, looks = styles(), {}
     # The colours that are told apart best go to the layers that are in most settings.
-    often = Counter(label for runs in kept.values() for label in {named[_identity(run)] for run in runs})
+    often = Counter(label for _, runs in kept for label in {named[_identity(run)] for run in runs})
     for label in sorted(often, key=lambda label: (-often[label], label)):
         plain = label == REFERENCE.replace("_", " ").capitalize() or label.startswith("Full softmax (")
         looks[label] = OF_REFERENCE if plain and OF_REFERENCE not in looks.values() else next(others)
-    comparisons = [_compare(setting, runs, named, looks) for setting, runs in kept.items()]
+    comparisons = [_compare(setting, runs, named, looks) for setting, runs in kept]
     comparisons.sort(key=lambda comparison: (comparison.vocabulary or 0, comparison.setting))
     return Survey(title, comparisons, sorted([*left_out, *unfit]), records, sorted(smoke.items()))
 
@@ -533,7 +565,8 @@ def _labels(runs: Iterable[Run]) -> dict[str, str]:
     for identity, run in variants.items():
         namesakes = [flat(other.config["output"]) for other in variants.values() if other.layer == run.layer]
         own = flat(run.config["output"])
-        options = [f"{key}={own[key]}" for key in own if len({other.get(key) for other in namesakes}) > 1]
+        unlike = [key for key in own if own[key] != "null" and len({other.get(key) for other in namesakes}) > 1]
+        options = [f"{key}={own[key]}" for key in unlike]
         labels[identity] = run.layer.replace("_", " ").capitalize() + (f" ({', '.join(options)})" if options else "")
     return labels
 

@@ -179,7 +179,7 @@ def frontier_chart(comparison: Comparison, cost: str) -> Chart:
 
 def band_chart(bands: Bands) -> Chart:
     """Draw the loss by frequency band."""
-    what = "nats per token above full softmax" if bands.relative else "nats per token"
+    what = "nats above full softmax" if bands.relative else "nats per token"
     places = list(range(len(bands.labels)))
     lines = [
         Line(
@@ -192,7 +192,7 @@ def band_chart(bands: Bands) -> Chart:
     ]  # fmt: skip
     ticks = [f"{label}<br>{wording.share(part)}" for label, part in zip(bands.labels, bands.shares, strict=True)]
     x_axis = Axis(
-        "rank of the word to predict, and share of the test tokens", span=(-0.25, len(places) - 0.75),
+        "rank of the word, share of the tokens", span=(-0.25, len(places) - 0.75),
         ticks=tuple(zip(places, ticks, strict=True)),
     )  # fmt: skip
     return Chart(lines, x_axis, Axis(what, zero=bands.relative))

@@ -49,6 +49,31 @@ def test_texts_and_budgets_are_compared_each_for_itself_and_never_averaged(tmp_p
         }.items()
 
 
+def test_two_texts_of_one_name_are_two_settings(tmp_path):
+    for study, vocabulary in (("excess", 2000), ("noise", 3000)):
+        names = {"output": "", "model": "lstm", "data": "zipf", "study": study}
+        for layer in ("full_softmax", "sampled_softmax", "class_softmax")[: 3 if study == "noise" else 2]:
+            make_run(
+                tmp_path, layer, corpus="zipf", digits=study, vocabulary=vocabulary, name=names | {"output": layer}
+            )
+    make_run(tmp_path, "full_softmax", corpus="zipf", digits="alone", vocabulary=4000)
+    found = survey(tmp_path.glob("*/*"), "")
+    assert [(one.setting.mark, len(one.rows)) for one in found.comparisons] == [("excess", 2), ("noise", 3)]
+    assert len({one.setting.slug for one in found.comparisons}) == 2
+    assert found.left_out == [
+        ("zipf/full_softmax-lstm-seed1-alone", "another corpus: its vocabulary is 4000, here 3000")
+    ]
+
+
+def test_a_run_that_a_study_names_goes_before_a_stranger(tmp_path):
+    folders = make_seeds(tmp_path, (1,))[:5]
+    stranger = make_run(tmp_path, "full_softmax", corpus="ptb", vocabulary=10_000, digits="0000", perplexity=9.0,
+                        budget={"epochs": None, "tokens": 4_000_000, "seconds": None})  # fmt: skip
+    path = make_study(tmp_path, folders, runs=["/".join(folder.parts[-2:]) for folder in folders], layers=[], smoke=[])
+    found = survey([stranger], "", [path])
+    assert [name for name, _ in found.left_out] == ["ptb/full_softmax-lstm-seed1-0000"]
+
+
 def test_verdicts_are_of_pairs_of_seeds(seeds):
     found = {one.setting.data: one for one in survey(seeds, "").comparisons}
     verdicts = {row.label: row.verdict for row in found["ptb"].rows}

@@ -106,19 +106,27 @@
     if (!asked.exact) notes.push("Every layer can give exact probabilities; one that was not trained on its likelihood has to pass over the vocabulary for each.");
     said.push(element("ul", notes.map((note) => element("li", note)), { class: "caveats" }));
 
-    const head = ["Output layer", "Step", "Speed-up", "Memory", "Perplexity", "Verdict", "Likelihood", "Fits"];
+    // [heading, text, class] of each column; one with nothing in it is left away.
+    const columns = [
+      ["Step", (row) => row.seconds ? time(row.seconds) + (row.alike ? "" : "*") : ""],
+      ["Speed-up", (row) => speed(row) ? `${figures(speed(row))}×` : ""],
+      ["Memory", (row) => row.bytes ? memory(row.bytes) : ""],
+      ["Perplexity", (row) => row === full ? "reference" : row.above === null ? "" : percent(row.above)],
+      ["Verdict", (row) => row.verdict, "words"],
+      ["Likelihood", (row) => row.exact ? "yes" : "no"],
+      ["Fits", (row) => allowed(row) ? "yes" : "no"],
+    ].filter(([, text]) => rows.some((row) => text(row)));
     const lines = [...rows].sort((a, b) => (allowed(b) - allowed(a)) || rank(a, b)).map((row) => element("tr", [
       element("th", row.label, { scope: "row" }),
-      ...[row.seconds ? time(row.seconds) + (row.alike ? "" : "*") : "–", speed(row) ? `${figures(speed(row))}×` : "–",
-        row.bytes ? memory(row.bytes) : "–", row === full ? "reference" : row.above === null ? "–" : percent(row.above)]
-        .map((text) => element("td", text)),
-      element("td", row.verdict || "–", { class: "words" }), element("td", row.exact ? "yes" : "no"), element("td", allowed(row) ? "yes" : "no"),
+      ...columns.map(([, text, kind = ""]) => element("td", text(row) || "–", { class: kind })),
     ], row === best ? { class: "chosen" } : {}));
+    const head = [element("th", "Output layer", { scope: "col" }),
+                  ...columns.map(([heading, , kind = ""]) => element("th", heading, { scope: "col", class: kind }))];
     const caption = "The output layer's part of a step at your size; perplexity against full softmax in the setting named above"
       + (rows.some((row) => row.seconds && !row.alike) ? ". *: timed with the options of its yaml" : "");
     const table = element("table", [
       element("caption", element("span", caption), { id: "recommendation-caption" }),
-      element("thead", element("tr", head.map((text, index) => element("th", text, index === 5 ? { scope: "col", class: "words" } : { scope: "col" })))),
+      element("thead", element("tr", head)),
       element("tbody", lines)]);
     said.push(element("div", table, { class: "scroll", tabindex: "0", role: "region", "aria-labelledby": "recommendation-caption" }));
     place.replaceChildren(...said);
