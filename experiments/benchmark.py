@@ -5,6 +5,7 @@ measures what this project promises of its speed; ``profile`` shows where the ti
 lands in ``outputs/benchmark/<study>/``.
 """
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -31,18 +32,28 @@ BENCHMARK = CONFIGS / "benchmark"
 
 
 def run_grid(config: dict[str, Any], output: Path) -> None:
-    """Time everybody in every cell; files are written anew after each."""
+    """Time everybody in every cell; files are written anew after each. A grid that was cut short goes on."""
     study = config["study"]
     settings = grid.Settings(config["rounds"], config["seconds"], config["memory"])
     cells, contestants = grid.plan(study, config["device"], config["optim"])
     environment = describe(config, output)
-    found: list[records.Record] = []
-    with progress(config["progress"], len(cells)) as advance:
-        for here in grid.run(cells, contestants, study["modes"], settings, advance):
-            found += here
+    surroundings = {name: value for name, value in environment.items() if name not in ("command", "config")}
+    who = [[repr(contestant) for contestant in contestants], study["modes"]]
+    unfinished = records.Unfinished(output / "unfinished", [surroundings, who, dataclasses.asdict(settings)])
+    by_cell = {cell: unfinished.load(cell) for cell in cells}
+    pending = [cell for cell in cells if not by_cell[cell]]
+    if len(pending) < len(cells):
+        print(f"{len(cells) - len(pending)} of {len(cells)} cells were measured before")
+    with progress(config["progress"], len(pending)) as advance:
+        for cell, here in zip(pending, grid.run(pending, contestants, study["modes"], settings, advance), strict=True):
+            unfinished.save(cell, here)
+            by_cell[cell] = here
+            found = [record for cell in cells for record in by_cell[cell]]
             write(output, "results.csv", records.to_csv(found))
             write(output, "results.md", "\n".join(map(str, records.tables(found))))
             tqdm.write("\n".join(map(str, records.tables(here))), file=sys.stdout)
+    found = [record for cell in cells for record in by_cell[cell]]
+    unfinished.forget(cells)
     draw(output, "benchmark.html", f"Benchmark {study['name']}", environment, found)
 
 

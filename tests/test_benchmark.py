@@ -21,7 +21,7 @@ from experiments.bench.contestants import Layer, layers, peers
 from experiments.bench.peers import modules
 from experiments.bench.promises import promises
 from experiments.bench.race import Memory, Runner, Times
-from experiments.bench.records import Record, cost_seconds, tables, to_csv
+from experiments.bench.records import Record, Unfinished, cost_seconds, tables, to_csv
 from experiments.bench.step import Step
 from experiments.cli import CONFIGS, compose_config, guarded
 from experiments.train import train
@@ -83,6 +83,52 @@ def test_a_tiny_grid_from_end_to_end(monkeypatch, capsys, tmp_path):
     assert environment["peers"]["torch"] == torch.__version__ and environment["peers"]["liger-kernel"] is None
     assert environment["config"]["study"]["vocab"] == [200]
     assert out.rstrip().endswith(f"in all; {folder}")
+
+
+@pytest.mark.usefixtures("without_type_checks")
+def test_a_grid_that_was_cut_short_goes_on_cell_by_cell(monkeypatch, capsys, tmp_path):
+    line = ["study.layers=[full_softmax]", "study.peers=['PyTorch, eager']", *TINY, "study.vocab=[200,300]"]
+    line += ["study.tokens=[8]", "memory=false"]
+    heat = grid._heat
+
+    def stopped(heat_, cell, *rest):
+        if cell.vocab == 300:
+            raise ValueError("the power went out")
+        return heat(heat_, cell, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(grid, "_heat", stopped)
+        status, _, err = program(monkeypatch, capsys, tmp_path, *line)
+    assert status == 2 and "the power went out" in err
+    folder = tmp_path / "benchmark" / "quick"
+    before = (folder / "results.csv").read_text()
+    assert {row["vocab"] for row in csv.DictReader(before.splitlines())} == {"200"}
+
+    # What is measured otherwise is measured anew.
+    status, out, _ = program(monkeypatch, capsys, tmp_path, *line, "study.modes=[train]", "study.vocab=[400]")
+    assert status == 0 and "measured before" not in out
+    status, out, _ = program(monkeypatch, capsys, tmp_path, *line)
+    assert status == 0 and "1 of 2 cells were measured before" in out
+    assert (folder / "results.csv").read_text().startswith(before) and "300" in rows(folder)["full_softmax"]["vocab"]
+    # Once all are done, the same command measures again.
+    status, out, _ = program(monkeypatch, capsys, tmp_path, *line)
+    assert status == 0 and "measured before" not in out
+
+
+def test_kept_records_come_back_as_they_were(tmp_path):
+    times = {"train": Times((0.1, 1 / 3))}
+    timed = Record(
+        CELL, "a", "layer", "", 3, Work(4, 5), times, {"train": Memory(1, 2, 3, 4)}, {"train": {"b": 0.5}}, "CPU"
+    )
+    found = [timed, Record(CELL, "b", "peer", "lacks a part")]
+    kept = Unfinished(tmp_path / "kept", {"rounds": 2})
+    assert kept.load(CELL) == []
+    kept.save(CELL, found)
+    assert kept.load(CELL) == found and to_csv(kept.load(CELL)) == to_csv(found)
+    assert kept.load(dataclasses.replace(CELL, vocab=201)) == []
+    assert Unfinished(tmp_path / "kept", {"rounds": 3}).load(CELL) == []
+    kept.forget([CELL])
+    assert kept.load(CELL) == [] and not (tmp_path / "kept").exists()
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,12 @@
 
 import csv
 import dataclasses
+import hashlib
 import io
+import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from experiments import wording
 from experiments.bench.cell import MODES, Cell
@@ -106,6 +110,55 @@ def to_csv(records: Iterable[Record]) -> str:
     writer.writeheader()
     writer.writerows(record.line() for record in records)
     return stream.getvalue()
+
+
+class Unfinished:
+    """The cells of a grid that was cut short, each in a file of its own, to go on from.
+
+    Args:
+        folder: of the files.
+        key: what the measurements depend on; files of another key are passed over.
+    """
+
+    def __init__(self, folder: Path, key: object) -> None:
+        self.folder = folder
+        self.key = json.dumps(key, sort_keys=True)
+
+    def load(self, cell: Cell) -> list[Record]:
+        """Return the records of a cell; none if it was not reached."""
+        try:
+            content = json.loads(self._file(cell).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return []
+        return [_restored(each) for each in content["records"]] if content["key"] == self.key else []
+
+    def save(self, cell: Cell, records: Sequence[Record]) -> None:
+        """Keep the records of a cell, whole or not at all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        part = self.folder / "part"
+        content = {"key": self.key, "records": [dataclasses.asdict(record) for record in records]}
+        part.write_text(json.dumps(content), encoding="utf-8")
+        part.replace(self._file(cell))
+
+    def forget(self, cells: Iterable[Cell]) -> None:
+        """Forget the cells of a grid that is finished."""
+        for cell in cells:
+            self._file(cell).unlink(missing_ok=True)
+        if self.folder.exists() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+    def _file(self, cell: Cell) -> Path:
+        name = json.dumps(dataclasses.asdict(cell), sort_keys=True)
+        return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
+
+
+def _restored(fields: dict[str, Any]) -> Record:
+    return Record(**fields | {
+        "cell": Cell(**fields["cell"]),
+        "work": fields["work"] and Work(*fields["work"]),
+        "times": {mode: Times(tuple(rounds)) for mode, (rounds,) in fields["times"].items()},
+        "memory": {mode: Memory(*memory) for mode, memory in fields["memory"].items()},
+    })  # fmt: skip
 
 
 NAMES = {"forward": "Forward", "train": "Loss and gradients", "per_token": "Gradients per token", "step": "Whole step"}
