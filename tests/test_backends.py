@@ -149,6 +149,14 @@ def test_triton_says_what_it_needs(monkeypatch):
     assert "pip install triton" in reason or "CUDA device" in reason
 
 
+def test_triton_is_for_cuda_devices(monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert backends.triton(torch.device("cuda")) is None
+    assert "move the layer" in backends.triton(torch.device("cpu"))
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_every_source_compiles_where_there_is_a_compiler(path):

@@ -1,6 +1,7 @@
 """What can be seen on a CUDA device alone: waiting for it, its memory, and every layer by the kernels made for it.
 
-Exempt from the first are, by house rule 7, steps whose sizes depend on data; none is among the kernels here.
+Exempt from the first are steps whose sizes depend on data (house rule 7). Among the kernels here that is the number of
+rows of a row-sparse gradient, of trees and of words of a token's own: one number per step.
 """
 
 import copy
@@ -12,7 +13,10 @@ from omegaconf import OmegaConf
 
 from lvsoftmax import runs
 from lvsoftmax.ops import linear_cross_entropy as exact
+from lvsoftmax.ops import partition
+from lvsoftmax.ops.gather_dot import gather_dot
 from lvsoftmax.ops.linear_cross_entropy import gpu
+from lvsoftmax.ops.path_nll import path_nll
 
 pytestmark = [
     pytest.mark.cuda,
@@ -111,6 +115,78 @@ def test_a_table_of_more_than_two_to_the_31_entries():
     assert nll.tolist() == pytest.approx([normaliser - logit, normaliser, normaliser], rel=1e-5)
     (gradient,) = torch.autograd.grad(nll[0], hidden)
     assert gradient[0].tolist() == pytest.approx([-0.25] * width, rel=1e-2)
+
+
+# -- trees, and words of a token's own --------------------------------------------------------------------------------
+
+
+def tree_step(sparse, backend="triton", vocab=5000, tokens=2000, width=96, dtype=torch.float32):
+    tree = partition.huffman_tree(10**6 // torch.arange(1, vocab + 1).numpy())
+    source = torch.Generator("cuda").manual_seed(0)
+    hidden, weight = (
+        torch.randn(rows, width, generator=source, device="cuda").mul_(0.3).to(dtype).requires_grad_()
+        for rows in (tokens, vocab - 1)
+    )
+    bias = torch.randn(vocab - 1, generator=source, device="cuda", requires_grad=True)
+    branches = [torch.from_numpy(x).cuda() for x in (tree.node_branch, tree.word_branch, partition.leaf_ranks(tree))]
+    depth = int(partition.depths(tree).max())
+    target = (vocab ** torch.rand(tokens, generator=source, device="cuda")).long() - 1
+    upstream = torch.randn(tokens, generator=source, device="cuda")
+    pace = torch.ones_like(bias)
+
+    def step():
+        nll = path_nll(*(hidden, weight, bias, pace, *branches, depth, target), sparse=sparse, backend=backend)
+        return nll, *torch.autograd.grad(nll, (hidden, weight, bias), upstream)
+
+    return step
+
+
+def gather_step(sparse, backend="triton", vocab=3000, tokens=300, words=70, width=96, dtype=torch.float32):
+    source = torch.Generator("cuda").manual_seed(0)
+    hidden, weight = (
+        torch.randn(rows, width, generator=source, device="cuda").to(dtype).requires_grad_() for rows in (tokens, vocab)
+    )
+    bias = torch.randn(vocab, generator=source, device="cuda", requires_grad=True)
+    ids = torch.randint(vocab, (tokens, words), generator=source, device="cuda")
+    ids[:, 0] = 7  # a row that every token has
+    upstream = torch.randn(tokens, words, generator=source, device="cuda")
+
+    def step():
+        logit = gather_dot(hidden, weight, bias, ids, sparse=sparse, backend=backend)
+        return logit, *torch.autograd.grad(logit, (hidden, weight, bias), upstream)
+
+    return step
+
+
+for_both = pytest.mark.parametrize("make", [tree_step, gather_step])
+
+
+@for_both
+def test_pairs_wait_for_nothing(make, no_waiting):
+    no_waiting(make(sparse=False))
+
+
+@for_both
+@pytest.mark.parametrize("sparse", [True, False])
+def test_pairs_give_the_same_bits(make, sparse):
+    step = make(sparse)
+    first = [x.to_dense() for x in step()]
+    for _ in range(3):
+        assert all(torch.equal(x, y.to_dense()) for x, y in zip(first, step(), strict=True))
+
+
+@for_both
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sparse", [True, False])
+def test_pairs_equal_the_reference(make, sparse, dtype):
+    found, expected = (make(sparse, backend, dtype=dtype)() for backend in ("triton", "eager"))
+    for one, other in zip(found, expected, strict=True):
+        assert one.is_sparse == other.is_sparse and one.dtype == other.dtype
+        error = (one.to_dense().double() - other.to_dense().double()).norm() / other.to_dense().double().norm()
+        assert error <= {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 4e-3}[one.dtype]
+
+
+# -- layers -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.value == "triton"], ids=str)

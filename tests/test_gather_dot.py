@@ -56,7 +56,9 @@ def test_gradients_are_those_of_the_full_product(gather_dot, with_bias, sparse):
 
 @for_every_backend
 def test_gradcheck(gather_dot):
-    assert torch.autograd.gradcheck(lambda *x: gather_dot(*x, IDS, sparse=False), operands())
+    hidden, weight, bias = (x.detach() for x in operands())
+    few = [x.clone().requires_grad_() for x in (hidden[:2, :2], weight[:4, :2], bias[:4])]
+    assert torch.autograd.gradcheck(lambda *x: gather_dot(*x, IDS[:2] % 4, sparse=False), few)
 
 
 @for_every_backend

@@ -4,22 +4,30 @@ They run in Triton's interpreter where there is no CUDA device. That they comput
 shown where those are tested.
 """
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from lvsoftmax.ops import linear_cross_entropy as exact
+from lvsoftmax.ops import pairs_gpu, partition, tiles
 from lvsoftmax.ops.backends import Backends, BackendUnavailable, interprets_triton, triton
+from lvsoftmax.ops.gather_dot import gather_dot
+from lvsoftmax.ops.gather_dot import gpu as gather_gpu
 from lvsoftmax.ops.linear_cross_entropy import gpu
+from lvsoftmax.ops.path_nll import gpu as path_gpu
+from lvsoftmax.ops.path_nll import path_nll
 
 DEVICE = torch.device("cpu" if interprets_triton() else "cuda")
 REASON = triton(DEVICE)
 for_triton = pytest.mark.skipif(REASON is not None, reason=f"triton: {REASON}")
 
-N, D, V = 35, 20, 45
+N, D, V = 35, 20, 77
 
 
 @pytest.fixture(autouse=True)
@@ -30,11 +38,11 @@ def on_the_device():
 
 @pytest.fixture
 def small(monkeypatch):
-    """Tiles of 16 by 16, so that the table is three tiles wide: several parts of a sum, several pieces of the table."""
+    """Tiles of 16 by 16, so that the table is five tiles wide: parts of a sum are two, and pieces of the table."""
     tile = gpu.Tile(16, 16, 16, 4, 2)
     monkeypatch.setattr(gpu, "TILES", dict.fromkeys(gpu.TILES, tile))
     monkeypatch.setattr(gpu, "PIECE", 32 * N)
-    monkeypatch.setattr(gpu, "PROGRAMS", 4)
+    monkeypatch.setattr(gpu, "PROGRAMS", 9)
 
 
 @pytest.fixture
@@ -101,7 +109,7 @@ def test_a_sure_target_keeps_its_gradient_wherever_it_stands():
     weight.requires_grad_()
     doubles = weight.detach().double().requires_grad_()
     expected = plain(hidden.double(), doubles, bias.double(), target)
-    assert expected.max() < 1e-5
+    assert expected.max() < 2e-5
     actual = exact.linear_cross_entropy(hidden, weight, bias, target, backend="triton")
     torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=0.0)
     ones = torch.ones(V)
@@ -120,6 +128,20 @@ def test_the_same_call_gives_the_same_bits():
         for _ in range(2)
     )
     assert all(map(torch.equal, first, second))
+
+
+@for_triton
+@pytest.mark.usefixtures("small")
+def test_a_table_is_cast_by_pieces(monkeypatch, allocated):
+    monkeypatch.setattr(gpu, "PIECE", 20 * D)
+    hidden, weight, bias, target = operands()
+    with torch.autocast(DEVICE.type, torch.bfloat16):
+        nll = exact.linear_cross_entropy(hidden, weight, bias, target, backend="triton")
+        expected = plain(hidden, weight, bias, target)
+    rounded = [x.detach().bfloat16().double() for x in (hidden, weight)]
+    truth = plain(*rounded, bias.double(), target)
+    assert (nll - truth).norm() <= 0.1 * (expected - truth).norm()
+    assert len(allocated) > 4
 
 
 @for_triton
@@ -148,6 +170,58 @@ def test_float16_does_not_lose_small_gradients():
     assert (gradient - truth).norm() <= 1e-2 * truth.norm()
 
 
+# -- pairs of tokens and rows -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def few_rows(monkeypatch):
+    """Tiles of 4 rows and 16 columns, and pieces of 3 pairs."""
+    monkeypatch.setattr(tiles, "INTERPRETED", 4)
+    monkeypatch.setattr(pairs_gpu, "PIECE", 3)
+    for module in (pairs_gpu, path_gpu, gather_gpu):
+        monkeypatch.setattr(module, "COLUMNS", 16)
+
+
+def compare(step, sparse):
+    upstream = torch.linspace(-1, 2, 30, dtype=torch.float64)
+    results = []
+    for backend in ("triton", "eager"):
+        value, variables = step(backend)
+        slopes = torch.autograd.grad(value, variables, upstream.reshape(value.shape))
+        assert slopes[1].is_sparse == slopes[2].is_sparse == sparse
+        results.append([value, *(x.to_dense() for x in slopes)])
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
+
+
+@for_triton
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.usefixtures("few_rows")
+def test_trees_by_many_tiles_and_pieces(sparse):
+    tree = partition.huffman_tree(100 // np.arange(1, 12))
+    variables = [torch.randn(*size).double().requires_grad_() for size in ((30, 37), (10, 37), (10,))]
+    branches = [
+        torch.from_numpy(x).to(DEVICE) for x in (tree.node_branch, tree.word_branch, partition.leaf_ranks(tree))
+    ]
+    depth, target = int(partition.depths(tree).max()), torch.randint(8, (30,))
+    pace = torch.rand(10).double()
+
+    def step(backend):
+        options = {"sparse": sparse, "backend": backend}
+        return path_nll(*variables, pace, *branches, depth, target, **options), variables
+
+    compare(step, sparse)
+
+
+@for_triton
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.usefixtures("few_rows")
+def test_words_of_a_tokens_own_by_many_tiles_and_pieces(sparse):
+    variables = [torch.randn(*size).double().requires_grad_() for size in ((5, 37), (9, 37), (9,))]
+    ids = torch.randint(7, (5, 6))
+    ids[:, 2] = 4  # a row that every token has
+    compare(lambda backend: (gather_dot(*variables, ids, sparse=sparse, backend=backend), variables), sparse)
+
+
 # -- where they run ---------------------------------------------------------------------------------------------------
 
 
@@ -161,6 +235,18 @@ def test_a_kernel_asked_for_where_it_cannot_run_says_what_to_do(monkeypatch):
 def test_nothing_takes_the_interpreter_unasked(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert Backends(triton=triton).choose("auto", "cpu") == "eager"
+
+
+@for_triton
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="where there is a device, all tests compile")
+def test_every_kernel_compiles_without_a_device():
+    """The interpreter takes what the compiler refuses."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    program = Path(__file__).with_name("compile_kernels.py")
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    ops = Path(tiles.__file__).parent
+    assert {ops / line.split()[0] for line in done.stdout.splitlines()} == set(ops.rglob("*kernel.py"))
 
 
 def test_importing_defines_no_kernel():

@@ -78,7 +78,7 @@ class HierarchicalSoftmax(OutputLayer):
         tree: Literal["huffman", "balanced", "random", "clustered"] = "huffman",
         embeddings: Tensor | str | None = None,
         sparse: bool = True,
-        backend: Literal["auto", "eager", "cpp"] = "auto",
+        backend: Literal["auto", "eager", "cpp", "triton"] = "auto",
     ) -> None:
         super().__init__(hidden_size, counts, backend=backend)
         self.sparse = sparse

@@ -3,12 +3,14 @@
 import torch
 from torch import Tensor
 
-from lvsoftmax.ops.backends import Backends
-from lvsoftmax.ops.gather_dot import native, reference
+from lvsoftmax.ops.backends import Backends, triton
+from lvsoftmax.ops.gather_dot import gpu, native, reference
 
 __all__ = ["BACKENDS", "gather_dot"]
 
-BACKENDS = Backends(cpp=native.LIBRARY.obstacle)
+BACKENDS = Backends(triton=triton, cpp=native.LIBRARY.obstacle)
+
+KERNELS = {"eager": reference, "cpp": native, "triton": gpu}
 
 
 def gather_dot(
@@ -38,5 +40,5 @@ def gather_dot(
         ValueError: a backend that cannot run there.
     """
     chosen = BACKENDS.choose(backend, hidden_ND.device.type)
-    code = native if chosen == "cpp" and (sparse or not torch.compiler.is_compiling()) else reference
-    return code.gather_dot(hidden_ND, weight_VD, bias_V, ids_NK, sparse=sparse)
+    traced = torch.compiler.is_compiling() and not sparse
+    return (reference if traced else KERNELS[chosen]).gather_dot(hidden_ND, weight_VD, bias_V, ids_NK, sparse=sparse)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from lvsoftmax.ops.numerics import softplus
+from lvsoftmax.ops.tiles import dense_rows, ratio
 
 PIECE = 2**24
 """Entries of ``[N, W]``: derivatives in bfloat16 (32 MiB) stay in the second-level cache of an A100 or H100."""
@@ -85,8 +86,12 @@ def _operands(
     hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, target_N: Tensor
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """Return the operands with their rows in one stretch each; what lies between the rows is no matter."""
-    hidden_ND, weight_VD = (x if x.stride(1) == 1 else x.contiguous() for x in (hidden_ND, weight_VD))
-    return hidden_ND, weight_VD, None if bias_V is None else bias_V.contiguous(), target_N.contiguous()
+    return (
+        dense_rows(hidden_ND),
+        dense_rows(weight_VD),
+        None if bias_V is None else bias_V.contiguous(),
+        target_N.contiguous(),
+    )
 
 
 def _only(needed: Sequence[bool], made: Sequence[Tensor]) -> list[Tensor | None]:
@@ -109,13 +114,13 @@ def _sums(
     target_logit = _empty(hidden, (tokens,), run.sum_dtype).fill_(math.nan)
     if tokens == 0:
         return [target_logit.clone(), target_logit]
-    factor, tiles = hidden.to(dtype), _ratio(tokens, run.tile.tokens)
+    factor, tiles = hidden.to(dtype), ratio(tokens, run.tile.tokens)
     rows = vocab if weight.dtype == dtype else max(PIECE // width, 1)  # of what is cast at a time
     parts = []
     for piece in _pieces(vocab, rows):
         table = weight[piece].to(dtype)
-        words = _ratio(_ratio(len(table) * tiles, PROGRAMS), run.tile.words) * run.tile.words
-        count = _ratio(len(table), words)
+        words = ratio(ratio(len(table) * tiles, PROGRAMS), run.tile.words) * run.tile.words
+        count = ratio(len(table), words)
         parts.append(_empty(hidden, (count, tokens), run.sum_dtype))
         outputs = (parts[-1], target_logit)
         sizes = (tokens, width, len(table), piece.start, words)
@@ -144,7 +149,7 @@ def _gradients(
     if tokens == 0:
         return [grad_hidden, grad_weight.zero_(), grad_bias.zero_()]
     grad_hidden.zero_()
-    factor, tiles = hidden.to(dtype), _ratio(tokens, run.tile.tokens)
+    factor, tiles = hidden.to(dtype), ratio(tokens, run.tile.tokens)
     most = max(PIECE // tokens // run.tile.words, 1) * run.tile.words
     for piece in _pieces(vocab, most):
         table = weight[piece].to(dtype)
@@ -152,7 +157,7 @@ def _gradients(
         slope_sum = _empty(hidden, (tiles if needed[2] else 0, len(table)), run.sum_dtype)
         known = (target, others, others_factor, target_factor)
         sizes = (tokens, width, len(table), piece.start)
-        programs = tiles * _ratio(len(table), run.tile.words)
+        programs = tiles * ratio(len(table), run.tile.words)
         operands = (factor, table, None if bias is None else bias[piece])
         run(programs, *operands, *known, slope, slope_sum, *sizes, SUMMED=needed[2])
         if needed[0]:
@@ -287,11 +292,6 @@ def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
 def _check_ids(target: Tensor, vocab: int) -> None:
     if target.is_cpu and len(target) and (target.min() < 0 or target.max() >= vocab):
         raise ValueError(f"target has ids from {target.min()} to {target.max()}: they must be in [0, {vocab})")
-
-
-def _ratio(whole: int, part: int) -> int:
-    """Return how many parts there are, the last one perhaps smaller."""
-    return -(-whole // part)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from lvsoftmax.ops.backends import Backends
-from lvsoftmax.ops.path_nll import native, reference
+from lvsoftmax.ops.backends import Backends, triton
+from lvsoftmax.ops.path_nll import gpu, native, reference
 from lvsoftmax.ops.path_nll.reference import tree_log_prob
 
 __all__ = ["BACKENDS", "path_nll", "tree_log_prob"]
 
-BACKENDS = Backends(cpp=native.LIBRARY.obstacle)
+BACKENDS = Backends(triton=triton, cpp=native.LIBRARY.obstacle)
 
 
 def path_nll(
@@ -52,4 +52,5 @@ def path_nll(
     tree = (node_branch_M, word_branch_V)
     if chosen == "cpp" and (sparse or not torch.compiler.is_compiling()):
         return native.path_nll(hidden_ND, weight_MD, bias_M, pace_M, *tree, word_rank_V, depth, target_N, sparse)
-    return reference.path_nll(hidden_ND, weight_MD, bias_M, pace_M, *tree, depth, target_N, sparse=sparse)
+    code = gpu if chosen == "triton" and (sparse or not torch.compiler.is_compiling()) else reference
+    return code.path_nll(hidden_ND, weight_MD, bias_M, pace_M, *tree, depth, target_N, sparse=sparse)
