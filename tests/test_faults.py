@@ -1,7 +1,6 @@
 """The table of faults follows the package."""
 
 import pytest
-
 from faults import FAULTS, ROOT, changed
 
 
