@@ -36,6 +36,8 @@ def _fault(title: str, tests: str, *edits: tuple[str, str, str]) -> Fault:
 
 
 NEGATED = "sample._replace(log_expected=-sample.log_expected, target_log_expected=-sample.target_log_expected)"
+POSITIVE = "sample._replace(target_log_expected=0 * sample.target_log_expected)"
+EXPECTED = "target_log_expected, log_expected"
 HIT = "target[:, None] == ids"
 NO_HIT = "(target[:, None] == ids) & False"
 
@@ -44,36 +46,30 @@ def _candidates(slopes: str, sample: str, hits: bool) -> str:
     return f"{slopes}, hidden, *table, target, {sample}, weight, hits={hits}"
 
 
-def _sampled(layer: str) -> Iterator[Fault]:
+def _sampled(layer: str, *, corrected: bool = True) -> Iterator[Fault]:
     """The three faults that published implementations had, in a softmax among candidates; in both of its losses."""
     file, tests = f"layers/{layer}.py", f"test_{layer}.py"
-    eager = "return sampled_softmax(target_logit, logit, target_log_expected, log_expected, target[:, None] == ids)"
+    eager = f"return sampled_softmax(target_logit, logit, target_log_expected, log_expected, {HIT})"
     fused = _candidates("sampled_softmax_slopes", "sample", False)
-    yield _fault(
-        f"{layer}: the correction negated",
-        tests,
-        (file, eager, eager.replace("target_log_expected, log_expected", "-target_log_expected, -log_expected")),
-        (file, fused, _candidates("sampled_softmax_slopes", NEGATED, False)),
-    )
     yield _fault(
         f"{layer}: accidental hits kept",
         tests,
         (file, eager, eager.replace(HIT, NO_HIT)),
         (file, fused, _candidates("sampled_softmax_slopes", "sample", True)),
     )
+    if not corrected:
+        return
+    yield _fault(
+        f"{layer}: the correction negated",
+        tests,
+        (file, eager, eager.replace(EXPECTED, "-target_log_expected, -log_expected")),
+        (file, fused, _candidates("sampled_softmax_slopes", NEGATED, False)),
+    )
     yield _fault(
         f"{layer}: the positive left uncorrected",
         tests,
-        (file, eager, eager.replace("target_log_expected, log_expected", "0 * target_log_expected, log_expected")),
-        (
-            file,
-            fused,
-            _candidates(
-                "sampled_softmax_slopes",
-                "sample._replace(target_log_expected=0 * sample.target_log_expected)",
-                False,
-            ),
-        ),
+        (file, eager, eager.replace(EXPECTED, "0 * target_log_expected, log_expected")),
+        (file, fused, _candidates("sampled_softmax_slopes", POSITIVE, False)),
     )
 
 
@@ -87,7 +83,25 @@ UNCORRECTED = "sample = sample._replace(target_log_expected=torch.zeros_like(sam
 
 FAULTS = [
     *_sampled("sampled_softmax"),
-    *_sampled("target_sampling"),
+    *_sampled("target_sampling", corrected=False),
+    _fault(
+        "target_sampling: the draws corrected, the target not",
+        "test_target_sampling.py",
+        (
+            "layers/target_sampling.py",
+            "return Sample(ids, drawn.log_expected.new_zeros(len(ids)), drawn.log_expected.new_zeros(len(target)))",
+            "return Sample(ids, drawn.log_expected.new_ones(len(ids)), drawn.log_expected.new_zeros(len(target)))",
+        ),
+    ),
+    _fault(
+        "target_sampling: the targets announced are forgotten",
+        "test_target_sampling.py",
+        (
+            "layers/target_sampling.py",
+            "member = self.announced.index_fill",
+            "member = (0 * self.announced).bool().index_fill",
+        ),
+    ),
     _fault(
         "importance_sampled_softmax: the correction negated",
         "test_importance_sampled_softmax.py",
@@ -167,7 +181,7 @@ FAULTS = [
         (
             BLACK_OUT,
             BLACK_OUT_EAGER,
-            BLACK_OUT_EAGER.replace("target_log_expected, log_expected", "-target_log_expected, -log_expected"),
+            BLACK_OUT_EAGER.replace(EXPECTED, "-target_log_expected, -log_expected"),
         ),
         (BLACK_OUT, BLACK_OUT_FUSED, _candidates("black_out_slopes", NEGATED, False)),
     ),
@@ -183,7 +197,7 @@ FAULTS = [
         (
             BLACK_OUT,
             BLACK_OUT_EAGER,
-            BLACK_OUT_EAGER.replace("target_log_expected, log_expected", "0 * target_log_expected, log_expected"),
+            BLACK_OUT_EAGER.replace(EXPECTED, "0 * target_log_expected, log_expected"),
         ),
         (
             BLACK_OUT,
