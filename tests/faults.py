@@ -167,8 +167,8 @@ FAULTS = [
         ),
     ),
     _fault(
-        "noise_contrastive_estimation: the normaliser added to the scores twice",
-        "test_noise_contrastive_estimation.py",
+        "noise_contrastive_estimation: the normaliser taken off the log-partition twice",
+        "test_noise_contrastive_estimation.py test_layers.py -k noise_contrastive",
         (
             NCE,
             "return log_prob, log_partition - self.log_normaliser",
@@ -249,6 +249,12 @@ FAULTS = [
         "negative_sampling: draws that hit the target left out",
         "test_negative_sampling.py",
         ("layers/negative_sampling.py", "weight, hits=True", "weight, hits=False"),
+        (
+            "layers/negative_sampling.py",
+            "return noise_contrastive(*candidate_logits(hidden, self.weight, self.bias, target, ids, sparse=self.sparse))",
+            "own, other = candidate_logits(hidden, self.weight, self.bias, target, ids, sparse=self.sparse)\n"
+            "        return noise_contrastive(own, other.masked_fill(target[:, None] == ids, -torch.inf))",
+        ),
     ),
     _fault(
         "infrequent_normalization: the penalty not scaled to the tokens left out",
