@@ -251,9 +251,9 @@ FAULTS = [
         ("layers/negative_sampling.py", "weight, hits=True", "weight, hits=False"),
         (
             "layers/negative_sampling.py",
-            "return noise_contrastive(*candidate_logits(hidden, self.weight, self.bias, target, ids, sparse=self.sparse))",
-            "own, other = candidate_logits(hidden, self.weight, self.bias, target, ids, sparse=self.sparse)\n"
-            "        return noise_contrastive(own, other.masked_fill(target[:, None] == ids, -torch.inf))",
+            "return noise_contrastive(*candidate_logits(",
+            "return (lambda own, other: noise_contrastive(own, other.masked_fill(target[:, None] == ids, -torch.inf)))"
+            "(*candidate_logits(",
         ),
     ),
     _fault(

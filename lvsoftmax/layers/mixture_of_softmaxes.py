@@ -24,7 +24,8 @@ class MixtureOfSoftmaxes(OutputLayer):
     are for biases and the normaliser); a mixture is not bound to any rank.
 
     Weights start uniform in plus or minus one over the root of the width they read, ``c`` at zero, the bias at the
-    unigram distribution.
+    unigram distribution. The experts' vectors are an order of magnitude longer than the hidden vectors of a young
+    model, so steps that do not shrink with the gradient (Adagrad, Adam) want a fifth of a full softmax's rate here.
 
     Cost per token: ``6 E (d V + D d)`` FLOPs for a training step with vectors of width d, E times a full softmax of
     that width; ``2 E (d V + D d)`` for evaluation. Memory of one block of logits.
