@@ -120,10 +120,8 @@ class Report:
 
     @property
     def beside(self) -> list[Comparison]:
-        """What ships and is shown beside runs that allow no verdict of their own."""
+        """What ships for other settings than those of the runs given."""
         own = {comparison.setting for comparison in self.survey.comparisons}
-        if any(comparison.has_verdicts for comparison in self.survey.comparisons):
-            return []
         return [one for one in self.shipped.comparisons if one.setting not in own and len(one.finished) > 1]
 
     @property
@@ -196,6 +194,7 @@ def html(report: Report) -> str:
                                                               "device", "threads")],
         "shared": {key: value for key, value in sorted(shared.items()) if key not in unlike},
         "needed": SEEDS_FOR_A_VERDICT,
+        "judged": any(comparison.has_verdicts for comparison in compared),
         "plotly": Markup(plotly.offline.get_plotlyjs()) if figures else "",
         "style": Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         "script": Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),

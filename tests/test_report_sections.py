@@ -269,9 +269,12 @@ def test_what_one_seed_cannot_say_is_told_from_what_ships(tmp_path):
     make_benchmark(results / "benchmark" / "vocabulary" / "results.csv")
     own = [make_run(tmp_path / "runs", layer) for layer in ("full_softmax", "sampled_softmax")]
     text = page(own, tmp_path / "out", results=results)
-    assert "These larger studies ship with the project" in text and "These measurements ship with the project" in text
+    assert "too few seeds for a verdict. <em>These studies ship with the project" in text
+    assert "These measurements ship with the project" in text
     assert "these are the results that ship with the" in text
     assert len(re.findall(r'id="shipped-[\w-]+?-caption"', text)) == 4
+    more = page([*make_seeds(tmp_path / "more")[:15]], tmp_path / "out", results=results)
+    assert "too few seeds" not in more and len(re.findall(r'id="shipped-[\w-]+?-caption"', more)) == 3
     shipped = page(list((results / "runs").glob("*/*")), tmp_path / "again", results=results)
     assert "ship with the" not in shipped.split("<main>")[1].split("</main>")[0]
 
