@@ -294,11 +294,14 @@ def test_runs_that_are_finished_elsewhere_are_taken_from_there(words, trained, m
     assert trained.jobs == [("full_softmax", 1), ("sampled_softmax", 1), ("sampled_softmax", 1)]
     copied = tmp_path / "outputs" / "text" / source.name
     assert sorted(file.name for file in copied.iterdir()) == sorted(study.KEPT)
-    # The same digits are not enough, and neither is a part of the budget.
-    identity = json.loads((source / "environment.json").read_text())
-    (source / "environment.json").write_text(json.dumps(identity | {"identity": "0" * 64}))
-    line += [f"run.root={tmp_path}/again"]
-    status, out, _ = program(monkeypatch, capsys, *line, "budget.tokens=800")
+    # A part of the budget is not enough, and neither are the same digits.
+    line[1] = "study.layers=[full_softmax]"
+    status, out, _ = program(monkeypatch, capsys, *line, f"run.root={tmp_path}/more", "budget.tokens=800")
+    assert status == 0 and "taken from" not in out and len(trained.jobs) == 4
+    environment = json.loads((source / "environment.json").read_text())
+    other = environment["identity"][:8] + "0" * 56
+    (source / "environment.json").write_text(json.dumps(environment | {"identity": other}))
+    status, out, _ = program(monkeypatch, capsys, *line, f"run.root={tmp_path}/again")
     assert status == 0 and "taken from" not in out and len(trained.jobs) == 5
 
 
