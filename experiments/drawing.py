@@ -264,14 +264,20 @@ def _staircase(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], lis
 
 def log_ticks(low: float, high: float) -> list[float]:
     """Return round numbers that cover ``[low, high]`` on a log scale, about four to nine of them."""
-    fine = tuple(1 + tenth / 10 for tenth in range(90))
-    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8), fine):
+    ticks: list[float] = []
+    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
         decades = range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1)
         ticks = [round(step * 10.0**decade, 6) for decade in decades for step in steps]
         ticks = [tick for tick in ticks if low <= tick <= high]
         if len(ticks) >= 4:
-            break
-    return ticks[:: max(1, len(ticks) // 8)]
+            return ticks[:: max(1, len(ticks) // 8)]
+    if high <= low:
+        return [low]
+    # Over less than a decade even steps are rounder than even ratios.
+    rough = (high - low) / 6
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= rough * (1 - 1e-9))
+    return [round(number * step, 9) for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def short(tick: float) -> str:
@@ -345,7 +351,8 @@ def to_files(chart: Chart) -> dict[str, bytes]:
         labels = dict.fromkeys(line.label for line in chart.lines if line.label)
         columns = 1 + (len(labels) - 1) // 16
         # Fixed margins: to work them out would take longer than all the drawing.
-        width, height, key = 4.9, 3.2, 2.3 * columns
+        width, height = 4.9, 3.2
+        key = (0.6 + 0.056 * max(map(len, labels), default=0)) * columns
         figure = matplotlib.figure.Figure(figsize=(width + key, height))
         axes = figure.add_axes((0.75 / (width + key), 0.19, (width - 0.85) / (width + key), 0.77))
         named: set[str] = set()
@@ -357,6 +364,7 @@ def to_files(chart: Chart) -> dict[str, bytes]:
             if line.label:
                 style["marker"] = MATPLOTLIB[line.style.marker]
                 style["label"] = None if line.label in named else line.label
+                style["markevery"] = 1 + len(xs) // 9
             if line.ringed:
                 style |= {"markeredgecolor": "#1a1a1a", "markeredgewidth": 1.1}
             axes.plot(xs, ys, **style)
@@ -385,6 +393,10 @@ def _dress(ruler: Any, axis: Axis, set_scale: Any, set_limits: Any) -> None:
     if axis.ticks is not None:
         ruler.set_ticks([value for value, _ in axis.ticks], [text.replace("<br>", "\n") for _, text in axis.ticks])
         ruler.set_ticks([], minor=True)
+        if any("<br>" in text for _, text in axis.ticks):
+            ruler.set_tick_params(labelsize=7)
+    elif axis.from_zero:
+        ruler.set_major_formatter(lambda value, _: short(value))
     if axis.span:
         set_limits(axis.span)
     elif axis.from_zero:

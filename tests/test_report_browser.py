@@ -86,6 +86,8 @@ def test_filters_combine_and_count(page):
     form.locator("[name=text]").fill("class")
     assert column(page, "Output layer") == ["Class softmax"]
     assert form.locator("output").inner_text() == "1 of 6 layers"
+    form.locator("[name=verdict]").select_option("better")
+    assert column(page, "Output layer") == [] and form.locator("output").inner_text() == "0 of 6 layers"
     form.locator("[name=text]").fill("")
     form.locator("[name=verdict]").select_option("")
     form.locator("[name=exact]").uncheck()
