@@ -15,16 +15,19 @@ from triton.compiler import ASTSource
 OPS = Path(__file__).parents[1] / "lvsoftmax" / "ops"
 TARGET = GPUTarget("cuda", 90, 32)
 
-IDS = {"row", "token", "begin", "end", "place", "pieces", "node_branch", "word_branch", "target", "ids"}
-SIZES = {"N", "D", "K", "M", "V", "Q", "U", "first", "words"}
+IDS = {"row", "token", "begin", "end", "place", "pieces", "node_branch", "word_branch", "target", "ids", "order"}
+IDS |= {"first_token", "last_token", "first_word", "last_word", "group_word"}
+SIZES = {"N", "D", "K", "M", "V", "Q", "U", "S", "first", "words"}
 PAIRS = {"SUM": tl.float32, "BT": 4, "BQ": 8, "BK": 16, "BD": 128, "BIASED": True}
 TILES = {"SOFTCAP": 30.0, "BIASED": True, "SUMMED": True, "DOT": tl.bfloat16, "SUM": tl.float32, "PRECISION": "ieee"}
 TILES |= {"BN": 128, "BV": 128, "BD": 64}
+GROUPS = {"SUM": tl.float32, "PRECISION": "tf32x3", "BN": 32, "BV": 64, "BD": 64}
 
 KERNELS = {
     "linear_cross_entropy/kernel.py": {"sums": TILES, "slopes": TILES},
     "path_nll/kernel.py": {"walk": PAIRS},
     "gather_dot/kernel.py": {"products": PAIRS},
+    "grouped_nll/kernel.py": {"scores": GROUPS, "to_hidden": GROUPS, "to_table": GROUPS},
     "pairs_kernel.py": {"token_sums": PAIRS, "piece_sums": PAIRS, "join_pieces": PAIRS},
 }
 

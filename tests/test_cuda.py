@@ -1,7 +1,8 @@
 """What can be seen on a CUDA device alone: waiting for it, its memory, and every layer by the kernels made for it.
 
 Exempt from the first are steps whose sizes depend on data (house rule 7). Among the kernels here that is the number of
-rows of a row-sparse gradient, of trees and of words of a token's own: one number per step.
+rows of a row-sparse gradient, of trees and of words of a token's own, one number per step; and for groups of words the
+largest group of the table along with it.
 """
 
 import copy
@@ -15,6 +16,7 @@ from lvsoftmax import runs
 from lvsoftmax.ops import linear_cross_entropy as exact
 from lvsoftmax.ops import partition
 from lvsoftmax.ops.gather_dot import gather_dot
+from lvsoftmax.ops.grouped_nll import grouped_nll
 from lvsoftmax.ops.linear_cross_entropy import gpu
 from lvsoftmax.ops.path_nll import path_nll
 
@@ -117,7 +119,7 @@ def test_a_table_of_more_than_two_to_the_31_entries():
     assert gradient[0].tolist() == pytest.approx([-0.25] * width, rel=1e-2)
 
 
-# -- trees, and words of a token's own --------------------------------------------------------------------------------
+# -- trees, words of a token's own, groups of words --------------------------------------------------------------------
 
 
 def tree_step(sparse, backend="triton", vocab=5000, tokens=2000, width=96, dtype=torch.float32):
@@ -158,15 +160,33 @@ def gather_step(sparse, backend="triton", vocab=3000, tokens=300, words=70, widt
     return step
 
 
-for_both = pytest.mark.parametrize("make", [tree_step, gather_step])
+def group_step(sparse, backend="triton", vocab=6000, tokens=700, width=96, dtype=torch.float32):
+    source = torch.Generator("cuda").manual_seed(0)
+    hidden, weight = (
+        torch.randn(rows, width, generator=source, device="cuda").mul_(0.3).to(dtype).requires_grad_()
+        for rows in (tokens, vocab)
+    )
+    bias = torch.randn(vocab, generator=source, device="cuda", requires_grad=True)
+    bound = torch.cat([torch.arange(0, vocab, 83), torch.tensor([vocab])]).cuda()
+    target = (vocab ** torch.rand(tokens, generator=source, device="cuda")).long() - 1
+    upstream = torch.randn(tokens, generator=source, device="cuda")
+
+    def step():
+        nll = grouped_nll(hidden, weight, bias, bound, target, sparse=sparse, backend=backend)
+        return nll, *torch.autograd.grad(nll, (hidden, weight, bias), upstream)
+
+    return step
 
 
-@for_both
+for_all = pytest.mark.parametrize("make", [tree_step, gather_step, group_step])
+
+
+@pytest.mark.parametrize("make", [tree_step, gather_step])
 def test_pairs_wait_for_nothing(make, no_waiting):
     no_waiting(make(sparse=False))
 
 
-@for_both
+@for_all
 @pytest.mark.parametrize("sparse", [True, False])
 def test_pairs_give_the_same_bits(make, sparse):
     step = make(sparse)
@@ -175,7 +195,7 @@ def test_pairs_give_the_same_bits(make, sparse):
         assert all(torch.equal(x, y.to_dense()) for x, y in zip(first, step(), strict=True))
 
 
-@for_both
+@for_all
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("sparse", [True, False])
 def test_pairs_equal_the_reference(make, sparse, dtype):

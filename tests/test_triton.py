@@ -19,6 +19,8 @@ from lvsoftmax.ops import pairs_gpu, partition, tiles
 from lvsoftmax.ops.backends import Backends, BackendUnavailable, interprets_triton, triton
 from lvsoftmax.ops.gather_dot import gather_dot
 from lvsoftmax.ops.gather_dot import gpu as gather_gpu
+from lvsoftmax.ops.grouped_nll import gpu as grouped_gpu
+from lvsoftmax.ops.grouped_nll import grouped_nll
 from lvsoftmax.ops.linear_cross_entropy import gpu
 from lvsoftmax.ops.path_nll import gpu as path_gpu
 from lvsoftmax.ops.path_nll import path_nll
@@ -145,6 +147,15 @@ def test_a_table_is_cast_by_pieces(monkeypatch, allocated):
 
 
 @for_triton
+def test_the_last_word_may_be_a_sure_target():
+    """It stands again past the end of the table, where the tile ends later, and is no other word there."""
+    hidden, weight = torch.full((3, 1), 30.0), torch.tensor([[0.0], [0.0], [30.0]], requires_grad=True)
+    nll = exact.linear_cross_entropy(hidden, weight, None, torch.full((3,), 2), backend="triton")
+    (gradient,) = torch.autograd.grad(nll.sum(), weight)
+    assert not nll.any() and not gradient.any()
+
+
+@for_triton
 def test_rows_may_lie_apart():
     hidden, weight, bias, target = operands(width=2 * D)
     apart = [x.detach()[:, :D].requires_grad_() for x in (hidden, weight)]
@@ -183,11 +194,11 @@ def few_rows(monkeypatch):
 
 
 def compare(step, sparse):
-    upstream = torch.linspace(-1, 2, 30, dtype=torch.float64)
     results = []
     for backend in ("triton", "eager"):
         value, variables = step(backend)
-        slopes = torch.autograd.grad(value, variables, upstream.reshape(value.shape))
+        upstream = torch.linspace(-1, 2, value.numel(), dtype=torch.float64).reshape(value.shape)
+        slopes = torch.autograd.grad(value, variables, upstream)
         assert slopes[1].is_sparse == slopes[2].is_sparse == sparse
         results.append([value, *(x.to_dense() for x in slopes)])
     torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
@@ -220,6 +231,40 @@ def test_words_of_a_tokens_own_by_many_tiles_and_pieces(sparse):
     ids = torch.randint(7, (5, 6))
     ids[:, 2] = 4  # a row that every token has
     compare(lambda backend: (gather_dot(*variables, ids, sparse=sparse, backend=backend), variables), sparse)
+
+
+# -- groups of words --------------------------------------------------------------------------------------------------
+
+
+@for_triton
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.parametrize("tokens", [0, 1, 30])
+def test_groups_by_many_tiles(tokens, sparse, monkeypatch):
+    """A group of one word, one that no token has, several tiles of tokens and of words of one group."""
+    for name in ("INTERPRETED", "TILES"):
+        tile = grouped_gpu.Tile(16, 16, 16)
+        monkeypatch.setattr(grouped_gpu, name, tile if name == "INTERPRETED" else {4: tile, 8: tile})
+    monkeypatch.setattr(grouped_gpu, "empty", lambda like, shape: like.new_full(shape, torch.nan))
+    bound = torch.tensor([0, 1, 20, 21, 40, 57])
+    variables = [torch.randn(*size).double().requires_grad_() for size in ((tokens, 21), (57, 21), (57,))]
+    target = torch.cat([torch.randint(20, (tokens // 2,)), torch.randint(40, 57, (tokens - tokens // 2,))])
+
+    def step(backend):
+        return grouped_nll(*variables, bound, target, sparse=sparse, backend=backend), variables
+
+    compare(step, sparse)
+
+
+@for_triton
+@pytest.mark.parametrize("score", [20.0, 60.0, 100.0])
+def test_sure_words_of_a_group_keep_their_digits(score):
+    """``1 - softmax`` is 0 in float32 from a difference of 17 on."""
+    weight, bound = torch.tensor([[score], [0.0]], requires_grad=True), torch.tensor([0, 2])
+    target = torch.tensor([0])
+    nll = grouped_nll(torch.ones(1, 1), weight, torch.zeros(2), bound, target, sparse=False, backend="triton")
+    (gradient,) = torch.autograd.grad(nll, weight)
+    assert nll.item() == pytest.approx(np.exp(-score), rel=1e-5)
+    assert gradient.flatten().tolist() == pytest.approx([-np.exp(-score), np.exp(-score)], rel=1e-5)
 
 
 # -- where they run ---------------------------------------------------------------------------------------------------

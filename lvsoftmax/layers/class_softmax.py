@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lvsoftmax.layer import OutputLayer, unigram_log_prob
 from lvsoftmax.ops import partition
+from lvsoftmax.ops.grouped_nll import BACKENDS as GROUPED_BACKENDS
 from lvsoftmax.ops.grouped_nll import grouped_log_softmax, grouped_nll
 from lvsoftmax.ops.linear_cross_entropy import BACKENDS, linear_cross_entropy, linear_cross_entropy_loss
 from lvsoftmax.ops.noise import Sample, sample_count
@@ -138,4 +139,6 @@ class ClassSoftmax(OutputLayer):
         return torch.bucketize(row, self.bound[1:-1], right=True)
 
     def _word_nll(self, hidden: Tensor, row: Tensor) -> Tensor:
-        return grouped_nll(hidden, self.weight, self.bias, self.bound, row, sparse=self.sparse)
+        backend = self.backends.choose(self.backend, hidden.device.type)
+        backend = backend if backend in GROUPED_BACKENDS.obstacles else "eager"  # there is no other in C++
+        return grouped_nll(hidden, self.weight, self.bias, self.bound, row, sparse=self.sparse, backend=backend)

@@ -152,7 +152,9 @@ def slopes(
         hidden, weight, bias, n, v, D, hidden_stride, weight_stride, SOFTCAP, BIASED, DOT, SUM, PRECISION, BD
     )
     met = word[None, :] == (tl.load(target + n) - first)[:, None]
-    share = tl.exp(tl.where(met, float("-inf"), logit) - tl.load(others + n)[:, None])
+    # Past the end the last word stands again, whose logit may exceed the sum of the others: it may be a target.
+    other = tl.where(met | (word[None, :] >= V), float("-inf"), logit)
+    share = tl.exp(other - tl.load(others + n)[:, None])
     by_logit = tl.where(met, tl.load(target_factor + n)[:, None], tl.load(others_factor + n)[:, None] * share)
     if SOFTCAP > 0:
         by_logit *= by_product
