@@ -2,7 +2,9 @@
 (() => {
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
   const plots = all(".plot");
-  const hidden = new Set(all('.key button[aria-pressed="false"]').map((button) => button.dataset.label));
+  // What a key hides it hides in all figures of its scope: those of the settings together, or those of a section.
+  const named = (element, label) => `${element.closest("[data-scope]")?.dataset.scope ?? ""} ${label}`;
+  const hidden = new Set(all('.key button[aria-pressed="false"]').map((button) => named(button, button.dataset.label)));
   const seen = new Set();  // figures that have come near the window: the others are not drawn before they do
 
   // A figure's data stands in a script element beside it; of several, the one that its switch chooses.
@@ -27,7 +29,7 @@
       typeof value === "string" && value.startsWith("@") ? style.getPropertyValue(`--${value.slice(1)}`).trim() : value);
     figure.layout.font.family = getComputedStyle(document.body).fontFamily;
     figure.layout.hoverlabel.font.family = figure.layout.font.family;
-    for (const trace of figure.data) trace.visible = !hidden.has(trace.meta);
+    for (const trace of figure.data) trace.visible = !hidden.has(named(plot, trace.meta));
     if ("print" in document.documentElement.dataset) figure.layout.width = Math.min(plot.clientWidth || 680, 680);  // A4
     Plotly.react(plot, figure.data, figure.layout, { responsive: true, displayModeBar: false });
   };
@@ -57,10 +59,10 @@
 
   for (const button of all(".key button")) {
     button.addEventListener("click", () => {
-      const label = button.dataset.label;
-      hidden.has(label) ? hidden.delete(label) : hidden.add(label);
+      const name = named(button, button.dataset.label);
+      hidden.has(name) ? hidden.delete(name) : hidden.add(name);
       for (const twin of all(".key button")) {
-        if (twin.dataset.label === label) twin.setAttribute("aria-pressed", String(!hidden.has(label)));
+        if (named(twin, twin.dataset.label) === name) twin.setAttribute("aria-pressed", String(!hidden.has(name)));
       }
       redraw();
     });
