@@ -226,7 +226,7 @@ class Study:
     def smoke_runs(self) -> list[Job]:
         """Return the runs that only show that a layer trains."""
         tokens = self.smoke["tokens"]
-        few = max(tokens // 4, 1)  # their perplexity says nothing
+        few = max(tokens // 16, 1)  # their perplexity says nothing
         words = ("budget.epochs=null", "budget.seconds=null", f"budget.tokens={tokens}", f"evaluate.tokens={few}",
                  f"evaluate.final_tokens={few}")  # fmt: skip
         return [self.job(layer, self.seeds[0], *words, note=", smoke run") for layer in self._smoked]

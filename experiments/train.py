@@ -247,7 +247,7 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
     # Finish: exact evaluation, then the result, whose existence means done. The temperature that the test
     # is tried at comes from the validation text.
     with autocast(config, device):
-        temperature = temperature_of(model, pieces(corpus.valid))
+        temperature = temperature_of(model, pieces(corpus.valid, config["evaluate"]["final_tokens"]))
     sizes = {"output": count(output), "backbone": count(model.backbone), "total": count(model)}
     result = {
         "status": "finished",
