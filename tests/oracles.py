@@ -170,7 +170,7 @@ def infrequent_normalization_objective(logits, target, selected, strength, penal
         value = -logits[token, word]
         if token in selected:
             log_partition = np.log(np.exp(logits[token]).sum())
-            value += strength / rate * (abs(log_partition) if penalty == "linear" else log_partition**2)
+            value += log_partition / rate if penalty == "linear" else strength / rate * log_partition**2
         values.append(value)
     return np.array(values)
 

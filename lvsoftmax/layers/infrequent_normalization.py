@@ -19,13 +19,12 @@ class InfrequentNormalization(DenseOutputLayer):
 
     With logits ``s``, ``Z = sum_w exp(s_w)``, and M of the N tokens of a call drawn without replacement::
 
-        objective = -s_t + (N / M) strength |log Z|      for the M tokens (linear), or (log Z)^2 (squared)
+        objective = -s_t + (N / M) strength (log Z)^2    for the M tokens (squared), or -s_t + (N / M) log Z (linear)
         objective = -s_t                                 for the others
 
-    The mean over the draws is ``-s_t + strength * penalty`` of every token. Both penalties have the softmax's optimum:
-    that of ``squared`` is ``s = log p + 1 / (2 strength)``, that of ``linear`` ``s = log p`` for strengths above 1. (At
-    1 it is the likelihood itself as long as ``log Z`` is positive; below 1 the scores would grow without end.) So the
-    model learns to be nearly normalised, and its scores can be used as log-probabilities.
+    The mean over the draws is ``-s_t + strength (log Z)^2`` of every token, or, linear, its negative log-likelihood.
+    Both have the softmax's optimum. The squared penalty also fixes ``log Z``, at ``1 / (2 strength)``, so that scores
+    can be used as log-probabilities; the linear one does not, and has no strength: any but 1 has no optimum.
 
     Nothing holds back the scores of the tokens that are not drawn in a step; the smaller the share, the noisier the
     gradient.
@@ -35,14 +34,15 @@ class InfrequentNormalization(DenseOutputLayer):
 
     References: Andreas & Klein 2015, When and Why Are Log-Linear Models Self-Normalizing?, section 5 (squared); Chen,
     Grangier & Auli 2015, Strategies for Training Large Vocabulary Neural Language Models, "Infrequent Normalization"
-    (both penalties). There a token is drawn with probability ``share``; here M is fixed, ``share`` of N, at least 1.
+    (linear: there called a proper estimator of likelihood). There a token is drawn with probability ``share``; here M
+    is fixed, ``share`` of N, at least 1.
 
     Args:
         hidden_size: D.
         counts: ``[vocab]`` training frequency of each word, non-increasing.
         share: of the tokens of a call that are drawn, in (0, 1].
         penalty: ``linear`` or ``squared``, see above.
-        strength: factor of the penalty, positive.
+        strength: factor of the squared penalty, positive; without effect on the linear one.
         bias: whether words have a bias.
         backend: what computes the log-partition and its gradients; ``auto`` takes the fastest that can run on the
             device.
@@ -69,10 +69,8 @@ class InfrequentNormalization(DenseOutputLayer):
             raise ValueError(f"share={share}: must be in (0, 1], the share of the tokens to normalise")
         if penalty not in ("linear", "squared"):
             raise ValueError(f"penalty={penalty!r}: must be linear or squared")
-        least = 1.0 if penalty == "linear" else 0.0
-        if not (math.isfinite(strength) and strength >= least and strength > 0):
-            remedy = "at least 1, or the scores grow without end" if penalty == "linear" else "a positive finite number"
-            raise ValueError(f"strength={strength}: with penalty={penalty} it must be {remedy}")
+        if not (math.isfinite(strength) and strength > 0):
+            raise ValueError(f"strength={strength}: must be a positive finite number")
         self.share = share
         self.penalty = penalty
         self.strength = strength
@@ -106,7 +104,10 @@ class InfrequentNormalization(DenseOutputLayer):
         nll, log_partition = linear_cross_entropy_and_logsumexp(
             hidden[drawn.tokens], self.weight, self.bias, target[drawn.tokens], backend=self.backend
         )
-        scale = self.strength * len(target) / len(drawn.tokens)
-        penalty = log_partition.abs() if self.penalty == "linear" else log_partition.square()
+        scale = len(target) / len(drawn.tokens)
         # -s_t as nll - log Z: where the two nearly cancel (all tokens drawn, a confident model), nll keeps its digits
-        return (-score).index_copy(0, drawn.tokens, nll + (scale * penalty - log_partition))
+        if self.penalty == "linear":
+            objective = nll + (scale - 1) * log_partition
+        else:
+            objective = nll + (scale * self.strength * log_partition.square() - log_partition)
+        return (-score).index_copy(0, drawn.tokens, objective)
