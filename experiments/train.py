@@ -25,7 +25,7 @@ from lvsoftmax.data.batches import Batch, ContiguousBatches
 from lvsoftmax.evaluate import evaluate, temperature_of
 from lvsoftmax.layer import OutputLayer
 from lvsoftmax.optim import clip_gradient_norm
-from lvsoftmax.runs import RunFolder, build, build_model, folder_for, given, identity, stream
+from lvsoftmax.runs import RunFolder, build, build_model, folder_for, given, identity, stream, with_output
 
 WARM_UP = 10
 """Steps after which memory is measured: first steps allocate what later ones reuse."""
@@ -40,12 +40,20 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
     check(config)
     device = find_device(config["device"])
 
-    # Set up: text, schedule, model, optimiser. Nothing is written before all of it has been built.
+    # Set up: text, schedule, folder, model, optimiser. Nothing is written before all of it has been built.
     corpus = build(config["data"])
     schedule = build(config["schedule"])
+    follows_budget = schedule.depends_on_budget
+    run_identity = identity(config, corpus.digest, follows_budget=follows_budget)
+    folder = RunFolder(folder_for(config, corpus.digest, follows_budget=follows_budget), run_identity)
+    if folder.result and spent(config["budget"], **folder.result["train"]) >= 1:
+        print(f"{folder.path} is finished: test perplexity {perplexity(folder.result['test'])}")
+        return folder.result
+    config = folder.settled(config)
     arrays = given(config, corpus)
     model = build_model(config, torch.from_numpy(corpus.vocabulary.counts), arrays).to(device)
     output = model.output
+    config = with_output(config, output.resolved())
     backend = output.chosen_backend(device)
     optim = config["optim"]
     rate = optim["learning_rate"]
@@ -78,13 +86,7 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
         with autocast(config, device):
             return evaluate(model, pieces(text, tokens), counts=counts, source=source, **options)
 
-    # The run's folder: resume from the last checkpoint, or start.
-    follows_budget = schedule.depends_on_budget
-    run_identity = identity(config, corpus.digest, follows_budget=follows_budget)
-    folder = RunFolder(folder_for(config, corpus.digest, follows_budget=follows_budget), run_identity)
-    if folder.result and spent(config["budget"], **folder.result["train"]) >= 1:
-        print(f"{folder.path} is finished: test perplexity {perplexity(folder.result['test'])}")
-        return folder.result
+    # Resume from the last checkpoint, or start.
     folder.start(config, corpus.vocabulary, arrays, device, backend)
     torch.manual_seed(stream(config["seed"], "dropout"))
     step = 0

@@ -167,6 +167,13 @@ class OutputLayer(nn.Module, ABC):
         """Return the name of the backend that computes the training objective on ``device``."""
         return self.backends.choose(self.backend, device)
 
+    def resolved(self) -> dict[str, Any]:
+        """Return those of the constructor's arguments that were ``auto``, with the values they took on this machine.
+
+        Only what the layer's shapes or numbers depend on: with these arguments it can be built again elsewhere.
+        """
+        return {}
+
     def diagnostics(self) -> dict[str, float]:
         """Return the layer's own numbers worth logging, about its latest training step."""
         return {}

@@ -1,6 +1,7 @@
 """Serve a vocabulary in any order with a layer that wants it ranked by frequency."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -119,6 +120,10 @@ class Permuted(OutputLayer):
     def refresh(self) -> None:
         """Refresh the layer."""
         self.layer.refresh()
+
+    def resolved(self) -> dict[str, Any]:
+        """Return the layer's."""
+        return self.layer.resolved()
 
     def diagnostics(self) -> dict[str, float]:
         """Return the layer's."""

@@ -2,7 +2,8 @@
 
 ``config.yaml`` (resolved), ``environment.json``, ``vocabulary.tsv``, ``metrics.jsonl``, ``checkpoints/last.pt`` and,
 last of all, ``result.json``: its existence means done. What the output layer was given of the training text or of other
-runs is in ``statistics/``, so that the model can be built again without them.
+runs is in ``statistics/``, and what it chose for the machine in ``config.yaml``, so that the model can be built again
+without them.
 """
 
 import hashlib
@@ -30,6 +31,9 @@ from lvsoftmax.models.language_model import LanguageModel
 
 DECISIVE = ("output", "model", "optim", "schedule", "seed", "precision", "batch", "evaluate")
 """Fields that decide a run's numbers, beside its corpus (and its budget where the schedule follows it)."""
+
+BY_ITSELF = "auto"
+"""What a field of the output layer says to be chosen by the layer, for the machine: a run keeps what it began with."""
 
 FROM_TEXT = "text"
 """What a field of the output layer says to be given the statistic of the training text that has the field's name."""
@@ -108,6 +112,14 @@ class RunFolder:
         """The result of a finished run, else None."""
         file = self.path / "result.json"
         return strict_json.loads(file.read_text()) if file.exists() else None
+
+    def settled(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the configuration with what its output layer chose by itself when the run began, if it has."""
+        if not (self.path / "config.yaml").exists():
+            return config
+        begun = load_config(self.path)["output"]
+        chosen = [name for name, value in config["output"].items() if value == BY_ITSELF and name != "backend"]
+        return with_output(config, {name: begun[name] for name in chosen})
 
     def start(
         self,
@@ -254,6 +266,11 @@ def stream(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "big")
 
 
+def with_output(config: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration with other values of some fields of its output layer."""
+    return {**config, "output": {**config["output"], **fields}}
+
+
 def load(folder: str | Path) -> LanguageModel:
     """Return the model of a run, as its last checkpoint left it, on the CPU and in evaluation mode.
 
@@ -273,8 +290,7 @@ def load(folder: str | Path) -> LanguageModel:
 
 def anywhere(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a configuration without the backend it was trained with, which the machine at hand may lack."""
-    output = config["output"] | ({"backend": "auto"} if "backend" in config["output"] else {})
-    return {**config, "backend": "auto", "output": output}
+    return with_output(config, {"backend": "auto"} if "backend" in config["output"] else {}) | {"backend": "auto"}
 
 
 def _identity_in(folder: Path) -> str:

@@ -1,5 +1,8 @@
 """What the adaptive softmax promises beyond the laws: PyTorch's numbers, its bands, its cost, its input embedding."""
 
+import itertools
+
+import numpy as np
 import pytest
 import torch
 from cases import COUNTS, assert_close, gradients, randomise, zipf_counts
@@ -9,8 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lvsoftmax.layers.adaptive_softmax import AdaptiveSoftmax
 from lvsoftmax.layers.full_softmax import FullSoftmax
+from lvsoftmax.ops.linear_cross_entropy.seconds import Seconds
+from lvsoftmax.permuted import Permuted
 
 N, D = 40, 16
+COEFFICIENTS = np.array([2.2e-11, 8.4e-10, 5.9e-9, 4.0e-10, 1.2e-8, 2e-6])
+"""Of a processor, but for the cost of a call, which would spare a small vocabulary its tails."""
 
 
 def of_torch(**options):
@@ -117,6 +124,61 @@ def test_each_tail_is_narrower_by_div_value_and_at_least_one_wide():
     assert {len(p) for p in AdaptiveSoftmax(40, COUNTS, div_value=1.0).projections} == {40}
 
 
+def test_equal_costs_give_the_same_cutoffs_and_resolved_builds_the_same_layer(monkeypatch):
+    monkeypatch.setattr("lvsoftmax.layers.adaptive_softmax.seconds", lambda *_: Seconds(COEFFICIENTS))
+    counts = zipf_counts(20_000)
+    layer = AdaptiveSoftmax(64, counts, cutoffs="auto")
+    assert layer.bounds == AdaptiveSoftmax(64, counts, cutoffs="auto").bounds and layer.tails == 2
+    monkeypatch.setattr("lvsoftmax.layers.adaptive_softmax.seconds", None)  # what is explicit asks nobody
+    again = AdaptiveSoftmax(64, counts, **layer.resolved())
+    again.load_state_dict(layer.state_dict())
+    hidden = torch.randn(5, 64)
+    assert torch.equal(again.log_prob(hidden), layer.log_prob(hidden)) and again.resolved() == {}
+    assert Permuted(layer, torch.arange(20_000)).resolved() == layer.resolved() == {"cutoffs": layer.bounds[1:-1]}
+
+
+@pytest.mark.parametrize("div_value", [1.0, 2.0, 4.0])
+def test_cutoffs_by_cost_are_the_cheapest_of_the_grid(monkeypatch, div_value):
+    monkeypatch.setattr("lvsoftmax.layers.adaptive_softmax.seconds", lambda *_: Seconds(COEFFICIENTS))
+    monkeypatch.setattr("lvsoftmax.layers.adaptive_softmax.MOST_TAILS", 2)
+    monkeypatch.setattr("lvsoftmax.layers.adaptive_softmax.STEPS", 3)
+    counts, hidden = zipf_counts(20_000), 64
+    share = counts.double() / counts.sum()
+
+    def seconds_of(cutoffs):
+        edges, cost = [0, *cutoffs, 20_000], Seconds(COEFFICIENTS)
+        total = cost(1024, hidden, edges[1])
+        for k, (first, last) in enumerate(zip(edges[1:], edges[2:], strict=False)):
+            mass, width = share[first:last].sum().item(), hidden // div_value ** (k + 1)
+            hit = 1 - (1 - mass) ** 1024
+            total += hit * (cost(1024 * mass / hit, width, last - first) + cost(1024 * mass / hit, hidden, width))
+        return total
+
+    grid = [round(10 ** (i / 3)) for i in range(13)]
+    options = [list(cutoffs) for number in (0, 1, 2) for cutoffs in itertools.combinations(grid, number)]
+    best = min(options, key=seconds_of)
+    chosen = AdaptiveSoftmax(hidden, counts, cutoffs="auto", div_value=div_value).bounds[1:-1]
+    assert chosen == best and len(best) == 2
+
+
+def test_a_tail_by_cost_reads_a_sixteenth_of_the_hidden_vector_at_least(monkeypatch):
+    monkeypatch.setattr("lvsoftmax.layers.adaptive_softmax.seconds", lambda *_: Seconds(COEFFICIENTS))
+    for div_value, widths in {1.0: [64] * 8, 2.0: [32, 16, 8, 4], 3.0: [21, 7], 4.0: [16, 4], 16.0: [4]}.items():
+        layer = AdaptiveSoftmax(64, zipf_counts(200_000), cutoffs="auto", div_value=div_value)
+        assert [weight.shape[1] for weight in layer.tail_weights] == widths
+    assert AdaptiveSoftmax(64, zipf_counts(200_000), cutoffs="auto", div_value=17.0).tails == 0
+
+
+def test_a_state_of_other_bands_is_refused_by_name():
+    state = AdaptiveSoftmax(D, COUNTS, cutoffs=[5, 20]).state_dict()
+    for cutoffs in ([5], [5, 21], [6, 20], [5, 20, 30], []):
+        with pytest.raises(ValueError, match=r"^state_dict has tails from \[5, 20\]; build the layer with cutoffs"):
+            AdaptiveSoftmax(D, COUNTS, cutoffs=cutoffs).load_state_dict(state)
+    without_tails = AdaptiveSoftmax(D, COUNTS, cutoffs=[]).state_dict()
+    with pytest.raises(ValueError, match=r"state_dict has tails from \[\]; build the layer with cutoffs=\[\]"):
+        AdaptiveSoftmax(D, COUNTS, cutoffs=[5, 20]).load_state_dict(without_tails)
+
+
 def test_without_tails_it_is_the_full_softmax():
     layer = randomise(AdaptiveSoftmax(D, COUNTS, cutoffs=[]))
     full = FullSoftmax(D, COUNTS)
@@ -203,10 +265,12 @@ def test_embeddings_are_rows_widened_by_the_transposed_projections():
         ({"cutoffs": [10, 97]}, r"cutoffs=\[10, 97\]: ranks must be at least 1 and below the 97 words"),
         ({"cutoffs": [0.1, 1.0]}, r"cutoffs=\[0.1, 1.0\]: give ranks \(whole numbers\) or shares"),
         ({"cutoffs": [0.1, 10]}, r"cutoffs=\[0.1, 10\]: give ranks \(whole numbers\) or shares"),
+        ({"cutoffs": "cheap"}, "cutoffs='cheap': give ranks or shares, rising, or auto"),
         ({"div_value": 0.5}, "div_value=0.5: must be a finite number of at least 1"),
         ({"div_value": float("inf")}, "div_value=inf: must be a finite number of at least 1"),
     ],
 )
+@pytest.mark.usefixtures("without_type_checks")
 def test_bad_cutoffs(options, message):
     with pytest.raises(ValueError, match=message) as error:
         AdaptiveSoftmax(D, COUNTS, **options)

@@ -27,6 +27,7 @@ from lvsoftmax.data.batches import ContiguousBatches
 from lvsoftmax.data.statistics import bigrams, word_vectors
 from lvsoftmax.evaluate import evaluate, temperature_of
 from lvsoftmax.layers.hierarchical_softmax import HierarchicalSoftmax
+from lvsoftmax.ops.linear_cross_entropy.seconds import Seconds
 
 TIME_FIELDS = ("seconds", "tokens_per_second", "output_share", "peak_bytes")
 
@@ -257,6 +258,22 @@ def test_killed_twice_a_run_gives_the_numbers_of_an_uninterrupted_one(overrides,
     results = [json.loads((folder / "result.json").read_text()) for folder in (killed, whole)]
     assert results[0]["test"] == results[1]["test"]
     assert not list(killed.rglob("*.part"))
+
+
+def test_a_run_keeps_the_cutoffs_it_chose(overrides, tmp_path, monkeypatch):
+    """Gone on with where costs are others, rebuilt where nothing is known of them."""
+    exponentials, calls = np.array([0, 1.0, 0, 0, 0, 0]), np.array([0, 0, 0, 0, 0, 1.0])
+    folder, patched = tmp_path / "run", "lvsoftmax.layers.adaptive_softmax.seconds"
+    words = [*overrides, "output=adaptive_softmax", "output.cutoffs=auto", f"run.dir={folder}"]
+    monkeypatch.setattr(patched, lambda *_: Seconds(exponentials))
+    assert train(config(words, "budget.epochs=1"))
+    begun = runs.load_config(folder)["output"]["cutoffs"]
+    assert begun
+    monkeypatch.setattr(patched, lambda *_: Seconds(calls))
+    assert train(config(words))["train"]["epochs"] == 2
+    assert runs.load_config(folder)["output"]["cutoffs"] == begun
+    monkeypatch.setattr(patched, None)
+    assert runs.load(folder).output.bounds[1:-1] == begun
 
 
 def test_runs_that_differ_in_the_output_layer_share_backbone_batches_and_masks(overrides, tmp_path, monkeypatch):

@@ -3,8 +3,9 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -13,8 +14,14 @@ from torch import Tensor, nn
 from lvsoftmax.layer import OutputLayer, unigram_log_prob
 from lvsoftmax.ops import partition
 from lvsoftmax.ops.linear_cross_entropy import BACKENDS, linear_cross_entropy, linear_cross_entropy_loss
+from lvsoftmax.ops.linear_cross_entropy.seconds import seconds
 from lvsoftmax.ops.noise import Sample
 from lvsoftmax.ops.softmax import log_softmax, logsumexp
+
+TOKENS = 1024  # of the training step that cutoffs="auto" is to make fast
+LEAST_WIDTH = 1 / 16  # of the hidden vector: what a tail of cutoffs="auto" reads at least
+MOST_TAILS = 8
+STEPS = 8  # places for a cutoff within each factor of ten in rank
 
 
 class AdaptiveSoftmax(OutputLayer):
@@ -36,6 +43,14 @@ class AdaptiveSoftmax(OutputLayer):
     ``embed`` is the adaptive input embedding with all weights shared: a word of the head is its row of ``W_0``, a word
     of tail k its row of ``W_k``, widened by the transpose of ``P_k``.
 
+    ``cutoffs="auto"`` takes those, and as many, that make a step of 1,024 tokens fastest on this machine, according to
+    seconds measured here (:mod:`lvsoftmax.ops.linear_cross_entropy.seconds`, which says where they are kept) and to
+    ``counts``, as in section 4.2 of the paper; on the device of ``counts``. No tail is narrower than D / 16 then, and
+    there are no more than 8. What it trades is accuracy: the fastest head is small, and its words alone have full
+    vectors. ``div_value`` says how much: at 4 two tails, at 2 four that are wider for words of the same rank and yet
+    faster together, at 1 every word has D dimensions and only the tails' being rare saves anything. ``resolved``
+    returns the ranks chosen, with which the layer is the same on any machine; a run keeps them with its configuration.
+
     Cost per token: ``6 (D V_0 + sum over k of m_k (d_k V_k + D d_k))`` FLOPs for a training step, with ``V_k`` words in
     band k and ``m_k`` of the tokens; with the defaults about 0.04 of a full softmax. All log-probabilities:
     ``2 sum over k of (d_k V_k + D d_k)``. Memory of one block of logits.
@@ -48,8 +63,8 @@ class AdaptiveSoftmax(OutputLayer):
     Args:
         hidden_size: D.
         counts: ``[vocab]`` training frequency of each word, non-increasing.
-        cutoffs: where the tails begin, rising: as ranks (ints in [1, vocab)) or shares (floats in (0, 1)). Tails that
-            would be empty are left out.
+        cutoffs: where the tails begin, rising: as ranks (ints in [1, vocab)) or shares (floats in (0, 1)), or ``auto``.
+            Tails that would be empty are left out.
         cutoffs_of: whether shares are those of the words or of their mass in the training text.
         div_value: by how much each tail is narrower than the band before it; at least 1.
         bias: whether words and tails have biases.
@@ -71,7 +86,7 @@ class AdaptiveSoftmax(OutputLayer):
         hidden_size: int,
         counts: Tensor,
         *,
-        cutoffs: Sequence[int | float] = (0.02, 0.2),
+        cutoffs: Sequence[int | float] | Literal["auto"] = (0.02, 0.2),
         cutoffs_of: Literal["vocabulary", "mass"] = "vocabulary",
         div_value: float = 4.0,
         bias: bool = True,
@@ -83,10 +98,15 @@ class AdaptiveSoftmax(OutputLayer):
         if not (math.isfinite(div_value) and div_value >= 1):
             raise ValueError(f"div_value={div_value}: must be a finite number of at least 1")
         self.div_value = div_value
+        self.chooses = cutoffs == "auto"
+        if isinstance(cutoffs, str):
+            if not self.chooses:
+                raise ValueError(f"cutoffs={cutoffs!r}: give ranks or shares, rising, or auto")
+            cutoffs = _fastest(counts, hidden_size, div_value, self.backend)
         self.bounds = _bounds(counts, cutoffs, cutoffs_of)
         sizes = [last - first for first, last in zip(self.bounds, self.bounds[1:], strict=False)]
         self.tails = len(sizes) - 1
-        widths = [max(1, int(hidden_size // div_value ** (k + 1))) for k in range(self.tails)]
+        widths = [_width(hidden_size, div_value, k) for k in range(self.tails)]
         self.head_weight = _table(sizes[0] + self.tails, hidden_size)
         self.projections = nn.ParameterList(_table(width, hidden_size) for width in widths)
         self.tail_weights = nn.ParameterList(_table(size, width) for size, width in zip(sizes[1:], widths, strict=True))
@@ -144,6 +164,10 @@ class AdaptiveSoftmax(OutputLayer):
             rows.append(F.embedding(tails[k] - self.bounds[k + 1], weight) @ projection)
         return torch.cat(rows)[order.argsort()].view(*ids.shape, self.hidden_size)
 
+    def resolved(self) -> dict[str, Any]:
+        """Return the cutoffs, as ranks, if they were chosen here."""
+        return {"cutoffs": self.bounds[1:-1]} if self.chooses else {}
+
     @classmethod
     def from_torch(cls, module: nn.AdaptiveLogSoftmaxWithLoss) -> "AdaptiveSoftmax":
         """Return a layer with a copy of PyTorch's weights and no biases in the tails.
@@ -199,6 +223,15 @@ class AdaptiveSoftmax(OutputLayer):
             copy(projection, other)
             copy(weight, table)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Load, unless the state has other bands: then say which."""
+        sizes, tail = [len(state_dict.get(f"{prefix}head_weight", self.head_weight))], f"{prefix}tail_weights."
+        sizes += [len(table) for name, table in state_dict.items() if name.startswith(tail)]
+        inner = np.cumsum([sizes[0] - len(sizes) + 1, *sizes[1:]])[:-1].tolist()
+        if inner != self.bounds[1:-1] and f"{prefix}head_weight" in state_dict:
+            raise ValueError(f"state_dict has tails from {inner}; build the layer with cutoffs={inner}")
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def _tails(self) -> list[tuple[Tensor, Tensor, Tensor | None]]:
         """Return projection, table and bias of every tail."""
         biases = self.tail_biases or [None] * self.tails
@@ -233,6 +266,28 @@ class AdaptiveSoftmax(OutputLayer):
 def _table(rows: int, width: int) -> nn.Parameter:
     bound = 1 / math.sqrt(width)
     return nn.Parameter(torch.empty(rows, width).uniform_(-bound, bound))
+
+
+def _width(hidden_size: int, div_value: float, k: int) -> int:
+    return max(1, int(hidden_size // div_value ** (k + 1)))
+
+
+def _fastest(counts: Tensor, hidden_size: int, div_value: float, backend: str) -> list[int]:
+    """Return the cutoffs that make a step of ``TOKENS`` fastest, rounded to a grid even in the logarithm of ranks."""
+    vocab, cost = len(counts), seconds(counts.device, backend)
+    mass = counts.double().cpu().numpy()
+    share = np.append(0.0, np.cumsum(mass) / mass.sum())
+    end = np.unique(np.rint(10 ** (np.arange(STEPS * math.log10(vocab)) / STEPS)).astype(np.int64))
+    end = np.append(end[end < vocab], vocab)
+    words = np.maximum(end - end[:, None], 0)
+    reached = np.clip(share[end] - share[end][:, None], 0, 1)
+    hit = np.maximum(-np.expm1(TOKENS * np.log1p(-np.minimum(reached, 1 - 1e-9))), 1e-9)  # any token at all
+    tokens = TOKENS * reached / hit
+    widths = [_width(hidden_size, div_value, k) for k in range(MOST_TAILS)]
+    widths = [width for width in widths if width >= max(1, hidden_size * LEAST_WIDTH)]
+    # A projection costs what a softmax over as many words as it has rows does, but for the exponentials.
+    tails = [hit * (cost(tokens, width, words) + cost(tokens, hidden_size, width)) for width in widths]
+    return end[partition.cheapest_cuts(cost(TOKENS, hidden_size, end), np.array(tails))].tolist()
 
 
 def _bounds(counts: Tensor, cutoffs: Sequence[int | float], cutoffs_of: Literal["vocabulary", "mass"]) -> list[int]:

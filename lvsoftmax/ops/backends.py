@@ -165,9 +165,9 @@ def _load(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
     if compiler is None:
         raise RuntimeError("there is no C++ compiler; install g++")
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    identity = "\0".join([source.read_text("utf-8"), *flags, version, _processor()])
+    identity = "\0".join([source.read_text("utf-8"), *flags, version, processor()])
     name = f"{source.parent.name}-{source.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
-    library = _cache_folder() / name
+    library = cache_folder() / name
     if not library.exists():
         _compile(compiler, source, flags, library)
     try:
@@ -192,11 +192,12 @@ def _compile(compiler: str, source: Path, flags: tuple[str, ...], library: Path)
         raise RuntimeError(f"{library.parent} cannot be written ({error}); set XDG_CACHE_HOME") from error
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """Return the folder for what was made on this machine and can be made again: ``~/.cache/lvsoftmax``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lvsoftmax"
 
 
-def _processor() -> str:
+def processor() -> str:
     """Return what decides the meaning of ``-march=native``: model and instruction sets."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -253,6 +253,31 @@ def bands(
     return np.concatenate(([0], inner, [len(counts)]))
 
 
+def cheapest_cuts(head: np.ndarray, tails: np.ndarray) -> list[int]:
+    """Cut a vocabulary into a head and tails so that they cost least together, by dynamic programming.
+
+    Args:
+        head: ``[E]`` the cost of a head that ends at each of E places, the last of which is the vocabulary's end.
+        tails: ``[most, E, E]`` the cost of tail ``k``, counted from 0, that begins at one place and ends at another.
+
+    Returns:
+        The places where tails begin, rising; no more than ``most``, and none where the head alone is cheapest.
+    """
+    places = len(head)
+    total, begins, best = head, [], (head[-1], 0)
+    forward = np.where(np.arange(places)[:, None] < np.arange(places), 0.0, np.inf)
+    for number, tail in enumerate(tails, start=1):
+        through = total[:, None] + tail + forward
+        begins.append(through.argmin(0))
+        total = through.min(0)
+        best = min(best, (total[-1], number))
+    cuts, end = [], places - 1
+    for begin in reversed(begins[: best[1]]):
+        end = int(begin[end])
+        cuts.append(end)
+    return cuts[::-1]
+
+
 def classes(mass: np.ndarray, number: int) -> np.ndarray:
     """Cut words, in the order given, into classes of about equal mass, each with a word at least.
 
