@@ -1,9 +1,12 @@
 import itertools
 import math
+from typing import get_args
 
 import pytest
 import torch
+from cases import zipf_counts
 
+from lvsoftmax.noise import NoiseName, make_noise, number_of_samples
 from lvsoftmax.noise.distinct import DistinctNoise
 from lvsoftmax.noise.independent import IndependentNoise
 from lvsoftmax.ops import noise as ops
@@ -52,6 +55,20 @@ def test_sample_counts_are_absolute_or_shares_rounded_up():
 def test_a_sample_count_out_of_range_is_an_error(value):
     with pytest.raises(ValueError, match=f"samples={value}"):
         ops.sample_count("samples", value, 97)
+
+
+@pytest.mark.parametrize("noise", get_args(NoiseName))
+@pytest.mark.parametrize("per_token", [False, True])
+def test_without_a_number_a_tenth_is_drawn_where_tokens_do_not_share(noise, per_token):
+    bigrams = torch.tensor([[0, 1, 3]]) if noise == "bigram" else None
+    options = {"hidden_size": 8, "per_token": per_token, "bigrams": bigrams}
+    count = number_of_samples("samples", None, noise, 2000, per_token=per_token)
+    drawn = make_noise(noise, zipf_counts(2000), count, **options)
+    drawn.refresh(torch.randn(2000, 8), None)
+    sample = drawn.draw(torch.randn(5, 8), torch.arange(5), torch.arange(5), generator())
+    assert count == {1: 100, 2: 10}[sample.ids.ndim]
+    assert number_of_samples("samples", 0.2, noise, 2000, per_token=per_token) == 400
+    assert number_of_samples("samples", 7, noise, 2000, per_token=per_token) == 7
 
 
 # -- with replacement -------------------------------------------------------------------------------------------------

@@ -6,9 +6,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lvsoftmax.layer import DenseOutputLayer
-from lvsoftmax.noise import NoiseName, make_noise, with_targets_included
+from lvsoftmax.noise import NoiseName, make_noise, number_of_samples, with_targets_included
 from lvsoftmax.ops.linear_cross_entropy.sampled import black_out_slopes, candidate_loss
-from lvsoftmax.ops.noise import FixedNoiseName, Sample, sample_count
+from lvsoftmax.ops.noise import FixedNoiseName, Sample
 from lvsoftmax.ops.objectives import black_out, candidate_logits
 
 
@@ -38,7 +38,8 @@ class BlackOut(DenseOutputLayer):
     Args:
         hidden_size: D.
         counts: ``[vocab]`` training frequency of each word, non-increasing.
-        samples: K, as a number of words (int) or a share of the vocabulary (float in (0, 1], rounded up).
+        samples: K, as a number of words (int) or a share of the vocabulary (float in (0, 1], rounded up); None takes
+            5 % of the vocabulary where tokens share the draws, 0.5 % where each draws its own, at a higher price.
         noise: what words are drawn from, see :mod:`lvsoftmax.noise`; ``log_uniform`` is about Zipf's law in the ranks,
             ``unigram`` the counts, at least one. Those that depend on the context draw words for each token.
         power: the paper's alpha: exponent of the weights of a fixed distribution, or of the unigram that ``bigram``
@@ -60,7 +61,7 @@ class BlackOut(DenseOutputLayer):
         hidden_size: int,
         counts: Tensor,
         *,
-        samples: int | float = 0.05,
+        samples: int | float | None = None,
         noise: NoiseName = "unigram",
         power: float | None = None,
         replacement: bool | None = None,
@@ -69,7 +70,7 @@ class BlackOut(DenseOutputLayer):
         sparse: bool = True,
     ) -> None:
         super().__init__(hidden_size, counts, bias=bias, sparse=sparse)
-        self.samples = sample_count("samples", samples, self.vocab_size)
+        self.samples = number_of_samples("samples", samples, noise, self.vocab_size)
         if power is None:
             power = 0.4 if noise in get_args(FixedNoiseName) else 1.0
         self.noise = make_noise(

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lvsoftmax.layer import DenseOutputLayer
-from lvsoftmax.noise import make_noise
+from lvsoftmax.noise import make_noise, number_of_samples
 from lvsoftmax.ops.gather_dot import gather_dot
 from lvsoftmax.ops.linear_cross_entropy.sampled import candidate_loss, importance_sampling_slopes
 from lvsoftmax.ops.noise import Sample, sample_count
@@ -51,9 +51,12 @@ class ImportanceSampledSoftmax(DenseOutputLayer):
     Args:
         hidden_size: D.
         counts: ``[vocab]`` training frequency of each word, non-increasing.
-        samples: words drawn at a time, as a number (int) or a share of the vocabulary (float in (0, 1], rounded up).
-        ess_target: effective sample size at which drawing stops, likewise; None draws ``samples`` words and no more.
-        max_samples: words drawn at most, likewise; unused without ``ess_target``.
+        samples: words drawn at a time, as a number (int) or a share of the vocabulary (float in (0, 1], rounded up);
+            None takes 2 % where tokens share the draws, 0.1 % where each draws its own, at a higher price.
+        ess_target: effective sample size at which drawing stops, as a number or a share of ``max_samples``; None draws
+            ``samples`` words and no more.
+        max_samples: words drawn at most, as a number or a share of the vocabulary; None takes 20 % where tokens share
+            the draws, 0.5 % where each draws its own; unused without ``ess_target``.
         noise: ``unigram`` (the counts, at least one), ``log_uniform`` (about Zipf's law in the ranks), or one that
             depends on the context, see :mod:`lvsoftmax.noise`: ``bigram``, ``quadratic_kernel``, ``random_fourier``,
             ``midx``. Their draws are a token's own.
@@ -74,9 +77,9 @@ class ImportanceSampledSoftmax(DenseOutputLayer):
         hidden_size: int,
         counts: Tensor,
         *,
-        samples: int | float = 0.02,
-        ess_target: int | float | None = 0.02,
-        max_samples: int | float = 0.2,
+        samples: int | float | None = None,
+        ess_target: int | float | None = 0.1,
+        max_samples: int | float | None = None,
         noise: Literal["unigram", "log_uniform", "bigram", "quadratic_kernel", "random_fourier", "midx"] = "unigram",
         power: float = 1.0,
         bigrams: Tensor | str | None = None,
@@ -84,13 +87,19 @@ class ImportanceSampledSoftmax(DenseOutputLayer):
         sparse: bool = True,
     ) -> None:
         super().__init__(hidden_size, counts, bias=bias, sparse=sparse)
-        self.samples = sample_count("samples", samples, self.vocab_size)
-        self.max_samples = sample_count("max_samples", max_samples, self.vocab_size)
-        self.ess_target = None if ess_target is None else sample_count("ess_target", ess_target, self.vocab_size)
+        sizes = {"samples": (samples, 0.02, 0.001), "max_samples": (max_samples, 0.2, 0.005)}
+        self.samples, self.max_samples = (
+            number_of_samples(name, value, noise, self.vocab_size, shared=shared, own=own)
+            for name, (value, shared, own) in sizes.items()
+        )
+        self.ess_target = None
+        if ess_target is not None:
+            self.ess_target = sample_count("ess_target", ess_target, self.max_samples, of="max_samples")
         if self.ess_target is not None and not max(self.samples, self.ess_target) <= self.max_samples:
             raise ValueError(
-                f"max_samples={max_samples}: must be at least samples={samples} and ess_target={ess_target}, which "
-                "it limits; raise it, or set ess_target=null to fix the number of samples"
+                f"max_samples={self.max_samples}: must be at least samples={self.samples} and "
+                f"ess_target={self.ess_target}, which it limits; raise it, or set ess_target=null to fix the number of "
+                "samples"
             )
         most = self.samples if self.ess_target is None else self.max_samples
         self.noise = make_noise(noise, counts, most, hidden_size=hidden_size, power=power, bigrams=bigrams)

@@ -7,10 +7,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lvsoftmax.layer import DenseOutputLayer
-from lvsoftmax.noise import make_fixed_noise
+from lvsoftmax.noise import make_fixed_noise, number_of_samples
 from lvsoftmax.ops.linear_cross_entropy import linear_cross_entropy
 from lvsoftmax.ops.linear_cross_entropy.sampled import candidate_loss, noise_contrastive_slopes
-from lvsoftmax.ops.noise import FixedNoiseName, Sample, sample_count
+from lvsoftmax.ops.noise import FixedNoiseName, Sample
 from lvsoftmax.ops.objectives import candidate_logits, noise_contrastive
 
 DIAGNOSED = 64
@@ -46,7 +46,8 @@ class NegativeSampling(DenseOutputLayer):
     Args:
         hidden_size: D.
         counts: ``[vocab]`` training frequency of each word, non-increasing.
-        samples: K, as a number of words (int) or a share of the vocabulary (float in (0, 1], rounded up).
+        samples: K, as a number of words (int) or a share of the vocabulary (float in (0, 1], rounded up); None takes
+            5 % of the vocabulary where tokens share the draws, 0.5 % where each draws its own, at a higher price.
         noise: ``uniform``, ``log_uniform`` (about Zipf's law in the ranks) or ``unigram`` (the counts, at least one).
         power: exponent of the noise's weights; 0 makes any of them uniform.
         replacement: draw with replacement.
@@ -65,7 +66,7 @@ class NegativeSampling(DenseOutputLayer):
         hidden_size: int,
         counts: Tensor,
         *,
-        samples: int | float = 0.05,
+        samples: int | float | None = None,
         noise: FixedNoiseName = "unigram",
         power: float = 0.75,
         replacement: bool = True,
@@ -74,11 +75,12 @@ class NegativeSampling(DenseOutputLayer):
         sparse: bool = True,
     ) -> None:
         super().__init__(hidden_size, counts, bias=bias, sparse=sparse)
-        self.samples = sample_count("samples", samples, self.vocab_size)
         if noise_sharing not in ("batch", "token"):
             raise ValueError(f"noise_sharing={noise_sharing!r}: must be batch or token")
+        per_token = noise_sharing == "token"
+        self.samples = number_of_samples("samples", samples, noise, self.vocab_size, per_token=per_token)
         self.noise = make_fixed_noise(
-            noise, counts, self.samples, power=power, replacement=replacement, per_token=noise_sharing == "token"
+            noise, counts, self.samples, power=power, replacement=replacement, per_token=per_token
         )
         self.register_buffer("log_expected", self.noise.log_expected(torch.arange(self.vocab_size)))
         if self.bias is not None:

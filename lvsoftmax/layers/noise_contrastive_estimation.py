@@ -8,9 +8,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lvsoftmax.layer import DenseOutputLayer
-from lvsoftmax.noise import Noise, NoiseName, make_noise
+from lvsoftmax.noise import Noise, NoiseName, make_noise, number_of_samples
 from lvsoftmax.ops.linear_cross_entropy.sampled import candidate_loss, noise_contrastive_slopes
-from lvsoftmax.ops.noise import Sample, sample_count
+from lvsoftmax.ops.noise import Sample
 from lvsoftmax.ops.objectives import candidate_logits, leave_out, left_out_draws, noise_contrastive
 
 
@@ -45,7 +45,8 @@ class NoiseContrastiveEstimation(DenseOutputLayer):
     Args:
         hidden_size: D.
         counts: ``[vocab]`` training frequency of each word, non-increasing.
-        samples: K, as a number of words (int) or a share of the vocabulary (float in (0, 1], rounded up).
+        samples: K, as a number of words (int) or a share of the vocabulary (float in (0, 1], rounded up); None takes
+            5 % of the vocabulary where tokens share the draws, 0.5 % where each draws its own, at a higher price.
         noise: what words are drawn from, see :mod:`lvsoftmax.noise`: ``uniform``, ``log_uniform`` (about Zipf's law in
             the ranks), ``unigram`` (the counts, at least one), ``in_batch`` (the other tokens' targets, always shared),
             or one that depends on the context and is always a token's own.
@@ -73,7 +74,7 @@ class NoiseContrastiveEstimation(DenseOutputLayer):
         hidden_size: int,
         counts: Tensor,
         *,
-        samples: int | float = 0.05,
+        samples: int | float | None = None,
         noise: NoiseName = "unigram",
         power: float = 1.0,
         replacement: bool = True,
@@ -84,9 +85,10 @@ class NoiseContrastiveEstimation(DenseOutputLayer):
         sparse: bool = True,
     ) -> None:
         super().__init__(hidden_size, counts, bias=bias, sparse=sparse)
-        self.samples = sample_count("samples", samples, self.vocab_size)
         if noise_sharing not in ("batch", "token"):
             raise ValueError(f"noise_sharing={noise_sharing!r}: must be batch or token")
+        per_token = noise_sharing == "token"
+        self.samples = number_of_samples("samples", samples, noise, self.vocab_size, per_token=per_token)
         self.noise: Noise = make_noise(
             noise,
             counts,
@@ -94,7 +96,7 @@ class NoiseContrastiveEstimation(DenseOutputLayer):
             hidden_size=hidden_size,
             power=power,
             replacement=replacement,
-            per_token=noise_sharing == "token",
+            per_token=per_token,
             bigrams=bigrams,
         )
         # [1]: a number without dimension would leave its sum with the draws' float32 in float32.

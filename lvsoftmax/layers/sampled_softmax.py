@@ -7,9 +7,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lvsoftmax.layer import DenseOutputLayer
-from lvsoftmax.noise import NoiseName, make_noise, with_targets_included
+from lvsoftmax.noise import NoiseName, make_noise, number_of_samples, with_targets_included
 from lvsoftmax.ops.linear_cross_entropy.sampled import candidate_loss, sampled_softmax_slopes
-from lvsoftmax.ops.noise import Sample, sample_count
+from lvsoftmax.ops.noise import Sample
 from lvsoftmax.ops.objectives import candidate_logits, sampled_softmax
 
 
@@ -56,7 +56,8 @@ class SampledSoftmax(DenseOutputLayer):
     Args:
         hidden_size: D.
         counts: ``[vocab]`` training frequency of each word, non-increasing.
-        samples: K, as a number of words (int) or a share of the vocabulary (float in (0, 1], rounded up).
+        samples: K, as a number of words (int) or a share of the vocabulary (float in (0, 1], rounded up); None takes
+            5 % of the vocabulary where tokens share the draws, 0.5 % where each draws its own, at a higher price.
         noise: what words are drawn from, see above; ``log_uniform`` is about Zipf's law in the ranks, ``unigram`` the
             counts, at least one.
         power: exponent of the weights of a fixed distribution, or of the unigram that ``bigram`` backs off to; 0 makes
@@ -79,7 +80,7 @@ class SampledSoftmax(DenseOutputLayer):
         hidden_size: int,
         counts: Tensor,
         *,
-        samples: int | float = 0.05,
+        samples: int | float | None = None,
         noise: NoiseName = "unigram",
         power: float = 1.0,
         replacement: bool | None = None,
@@ -89,7 +90,7 @@ class SampledSoftmax(DenseOutputLayer):
         sparse: bool = True,
     ) -> None:
         super().__init__(hidden_size, counts, bias=bias, sparse=sparse)
-        self.samples = sample_count("samples", samples, self.vocab_size)
+        self.samples = number_of_samples("samples", samples, noise, self.vocab_size)
         if positive not in ("sampled", "corrected"):
             raise ValueError(f"positive={positive!r}: must be sampled or corrected")
         self.positive = positive

@@ -11,12 +11,20 @@ from lvsoftmax.noise.independent import IndependentNoise
 from lvsoftmax.noise.midx import MidxNoise
 from lvsoftmax.noise.quadratic_kernel import QuadraticKernelNoise
 from lvsoftmax.noise.random_fourier import RandomFourierNoise
-from lvsoftmax.ops.noise import FixedNoiseName, Sample, log_inclusion
+from lvsoftmax.ops.noise import FixedNoiseName, Sample, log_inclusion, sample_count
 
 NoiseName = Literal[
     "uniform", "log_uniform", "unigram", "bigram", "in_batch", "quadratic_kernel", "random_fourier", "midx"
 ]
 """The first three are fixed and are drawn with or without replacement, the others with replacement only."""
+
+
+SHARED, OWN = 0.05, 0.005
+"""Shares of the vocabulary that are drawn, if nothing else is said, where tokens share the draws and where they do not.
+
+A shared draw is a row of a matrix product. One of a token's own is read from the table, and written to its gradient,
+for this token alone: ten times as slow, and it serves one token, so that fewer are worth their price.
+"""
 
 
 @runtime_checkable
@@ -44,6 +52,36 @@ class Noise(Protocol):
     def refresh(self, weight: Tensor, bias: Tensor | None) -> None:
         """Follow the layer's table."""
         ...
+
+
+def number_of_samples(
+    name: str,
+    value: int | float | None,
+    noise: NoiseName,
+    vocab_size: int,
+    *,
+    per_token: bool = False,
+    shared: float = SHARED,
+    own: float = OWN,
+) -> int:
+    """Return how many words to draw.
+
+    Args:
+        name: of the option.
+        value: of the option: a number of words, a share of the vocabulary, or None for one of the following.
+        noise: the distribution's name.
+        vocab_size: V.
+        per_token: whether every token draws words of its own from a fixed distribution.
+        shared: default share where the tokens of a call share the draws.
+        own: default share where each token draws for itself, as from any distribution that depends on the context.
+
+    Raises:
+        ValueError: ``value`` is neither of these.
+    """
+    if value is None:
+        shares = noise == "in_batch" or (noise in get_args(FixedNoiseName) and not per_token)
+        value = shared if shares else own
+    return sample_count(name, value, vocab_size)
 
 
 def make_noise(

@@ -83,17 +83,17 @@ def noise_probability(counts: Tensor, noise: FixedNoiseName, power: float = 1.0)
     return torch.softmax(power * log_weight_V, 0)
 
 
-def sample_count(name: str, value: int | float, vocab_size: int) -> int:
-    """Return a number of words given absolutely (int) or as a share of the vocabulary (float in (0, 1], rounded up).
+def sample_count(name: str, value: int | float, whole: int, of: str = "the vocabulary") -> int:
+    """Return a number of words given absolutely (int) or as a share of the whole (float in (0, 1], rounded up).
 
     Raises:
         ValueError: ``value`` is neither.
     """
     if isinstance(value, float) and 0 < value <= 1:
-        return math.ceil(value * vocab_size)
+        return math.ceil(value * whole)
     if isinstance(value, int) and value >= 1:
         return value
-    raise ValueError(f"{name}={value}: must be a whole number of at least 1 or a share of the vocabulary in (0, 1]")
+    raise ValueError(f"{name}={value}: must be a whole number of at least 1 or a share of {of} in (0, 1]")
 
 
 def alias_table(probability_V: Tensor) -> AliasTable:

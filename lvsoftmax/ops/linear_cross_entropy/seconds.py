@@ -54,9 +54,9 @@ class Seconds:
     def __init__(self, coefficients: np.ndarray) -> None:
         self.coefficients = coefficients
 
-    def __call__(self, tokens: Size, hidden: Size, vocab: Size) -> np.ndarray | np.float64:
+    def __call__(self, tokens: Size, hidden: Size, vocab: Size) -> np.ndarray:
         """Return the seconds of the weighted sum and its gradients; arguments are broadcast."""
-        return _products(tokens, hidden, vocab) @ self.coefficients
+        return np.asarray(_products(tokens, hidden, vocab) @ self.coefficients)
 
 
 def seconds(device: torch.device, backend: str = "auto") -> Seconds:
