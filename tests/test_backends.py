@@ -102,7 +102,7 @@ def test_a_change_of_what_the_code_follows_from_compiles_anew(source, cache, mon
     if change == "source":
         source.write_text(SOURCE + "\n")
     if change == "processor":
-        monkeypatch.setattr(backends, "_processor", lambda: "another")
+        monkeypatch.setattr(backends, "processor", lambda: "another")
     CppLibrary(source, *(["-DSOMETHING"] if change == "flags" else [])).load()
     assert len(list(cache.iterdir())) == 2
 

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from lvsoftmax.ops.backends import Backends, triton
 from lvsoftmax.ops.gather_dot import gpu, native, reference
+from lvsoftmax.ops.inputs import check_operands, check_pairs
 
 __all__ = ["BACKENDS", "gather_dot"]
 
@@ -37,8 +38,10 @@ def gather_dot(
         backend: a name in ``BACKENDS`` or ``auto``.
 
     Raises:
-        ValueError: a backend that cannot run there.
+        ValueError: operands that do not fit together; more than 2^31 pairs; a backend that cannot run there.
     """
+    check_operands(hidden_ND, weight_VD, bias_V, ids_NK, name="ids")
+    check_pairs("ids", ids_NK.numel())
     chosen = BACKENDS.choose(backend, hidden_ND.device.type)
     traced = torch.compiler.is_compiling() and not sparse
     return (reference if traced else KERNELS[chosen]).gather_dot(hidden_ND, weight_VD, bias_V, ids_NK, sparse=sparse)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lvsoftmax.ops.inputs import check_operands, check_vocabulary
 from lvsoftmax.ops.numerics import upcast
 from lvsoftmax.ops.pairs import bag_starts, pair_gradients, pair_products
 
@@ -33,6 +34,8 @@ def grouped_nll(
         target_N: row of each target in the table.
         sparse: whether gradients of the table are row-sparse.
     """
+    check_operands(hidden_ND, weight_VD, bias_V, target_N)
+    check_vocabulary("target", target_N, len(weight_VD))
     group_N = torch.bucketize(target_N, bound_G[1:-1], right=True)
     first_N = bound_G[group_N]
     size_N = bound_G[group_N + 1] - first_N

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lvsoftmax.ops.backends import Backends, triton
+from lvsoftmax.ops.inputs import check_operands
 from lvsoftmax.ops.linear_cross_entropy import gpu, native, reference
 from lvsoftmax.ops.linear_cross_entropy.reference import cast
 from lvsoftmax.ops.numerics import product_dtype, softplus, upcast
@@ -174,18 +175,6 @@ def _check(
     softcap: float | None,
     token_weight_N: Tensor | None = None,
 ) -> None:
-    tokens, (vocab, width) = len(hidden_ND), weight_VD.shape
-    for name, x, shape in (
-        ("hidden", hidden_ND, (tokens, width)),
-        ("bias", bias_V, (vocab,)),
-        ("target", target_N, (tokens,)),
-        ("token_weight", token_weight_N, (tokens,)),
-    ):
-        if x is None:
-            continue
-        if tuple(x.shape) != shape:
-            raise ValueError(f"{name} has shape {tuple(x.shape)}, not {shape} as hidden and weight would have it")
-        if x.device != weight_VD.device:
-            raise ValueError(f"{name} is on {x.device} and weight on {weight_VD.device}; move one of them")
+    check_operands(hidden_ND, weight_VD, bias_V, target_N, token_weight_N)
     if softcap is not None and not softcap > 0:
         raise ValueError(f"softcap={softcap}: must be positive; None leaves the logits as they are")

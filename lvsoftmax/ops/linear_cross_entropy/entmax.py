@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lvsoftmax.ops.inputs import check_operands
 from lvsoftmax.ops.linear_cross_entropy.reference import accumulate, blocks, cast, zeros
 from lvsoftmax.ops.numerics import product_dtype, upcast
 from lvsoftmax.ops.pairs import bag_starts, pair_gradients
@@ -30,6 +31,7 @@ def linear_entmax(
 
     The backward pass computes the logits again. With ``sparse`` the gradients of weight and bias are row-sparse.
     """
+    check_operands(hidden_ND, weight_VD, bias_V, target_N)
     return _PerToken.apply(hidden_ND, weight_VD, bias_V, target_N, alpha, sparse)
 
 
@@ -47,6 +49,7 @@ def linear_entmax_loss(
 
     With ``sparse`` the gradients of weight and bias are row-sparse.
     """
+    check_operands(hidden_ND, weight_VD, bias_V, target_N, token_weight_N)
     return _WeightedSum.apply(hidden_ND, weight_VD, bias_V, target_N, token_weight_N, alpha, sparse)
 
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lvsoftmax.ops.inputs import check_operands
 from lvsoftmax.ops.linear_cross_entropy.reference import accumulate, blocks, cast, zeros
 from lvsoftmax.ops.normalisers import Normaliser
 from lvsoftmax.ops.numerics import product_dtype, upcast
@@ -31,6 +32,7 @@ def normalised_cross_entropy(
 
     The backward pass computes the scores again: four matrix products in all.
     """
+    check_operands(hidden_ND, weight_VD, bias_V, target_N)
     return _PerToken.apply(hidden_ND, weight_VD, bias_V, target_N, normaliser)
 
 
@@ -46,6 +48,7 @@ def normalised_cross_entropy_loss(
 
     Gradients are computed during the forward pass: three matrix products in all.
     """
+    check_operands(hidden_ND, weight_VD, bias_V, target_N, token_weight_N)
     return _WeightedSum.apply(hidden_ND, weight_VD, bias_V, target_N, token_weight_N, normaliser)
 
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lvsoftmax.ops.inputs import check_operands
 from lvsoftmax.ops.linear_cross_entropy.reference import accumulate, blocks, cast, zeros
 from lvsoftmax.ops.noise import Sample
 from lvsoftmax.ops.numerics import product_dtype, softplus, upcast
@@ -56,6 +57,7 @@ def candidate_loss(
         own: whether the draws are the targets, so that a token never sees draw ``n``.
         sparse: whether the gradients of table and bias are row-sparse (COO).
     """
+    check_operands(hidden_ND, weight_VD, bias_V, target_N, token_weight_N)
     ids, log_expected, target_log_expected = sample
     left_out = left_out_draws(target_N, ids, hits=hits, own=own)
     if ids.ndim == 2:

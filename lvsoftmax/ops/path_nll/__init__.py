@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from lvsoftmax.ops.backends import Backends, triton
+from lvsoftmax.ops.inputs import check_operands, check_pairs
 from lvsoftmax.ops.path_nll import gpu, native, reference
 from lvsoftmax.ops.path_nll.reference import tree_log_prob
 
@@ -46,8 +47,10 @@ def path_nll(
         backend: a name in ``BACKENDS`` or ``auto``.
 
     Raises:
-        ValueError: a backend that cannot run there.
+        ValueError: operands that do not fit together; more than 2^31 pairs; a backend that cannot run there.
     """
+    check_operands(hidden_ND, weight_MD, bias_M, target_N)
+    check_pairs("target", len(target_N) * depth)
     chosen = BACKENDS.choose(backend, hidden_ND.device.type)
     tree = (node_branch_M, word_branch_V)
     if chosen == "cpp" and (sparse or not torch.compiler.is_compiling()):
