@@ -66,7 +66,7 @@ def _check_inputs(
     previous: Tensor | None = None,
     **_: Any,
 ) -> None:
-    own = next(layer.parameters())
+    own = next(layer.parameters(), hidden)  # a layer may have none
     tokens, device = len(hidden), own.device
     check_argument("hidden", hidden, (tokens, layer.hidden_size), device, "the layer")
     check_floating("hidden", hidden)

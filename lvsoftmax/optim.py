@@ -343,8 +343,8 @@ def clip_gradient_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
         if parameter.grad is None:
             continue
         if parameter.grad.is_sparse:
-            parameter.grad = parameter.grad.coalesce()
-            values.append(parameter.grad.values())
+            parameter.grad = _coalesced(parameter.grad)
+            values.append(parameter.grad._values())
         else:
             values.append(parameter.grad)
     norm = torch.nn.utils.get_total_norm(values)
@@ -361,8 +361,20 @@ def _rows(gradient: Tensor) -> tuple[Tensor, Tensor]:
         gradient.sparse_dim() == 1,
         f"a sparse gradient of {gradient.sparse_dim()} sparse dimensions: only whole rows (one) can be updated",
     )
-    gradient = gradient.coalesce()
-    return gradient.indices()[0], gradient.values()
+    gradient = _coalesced(gradient)
+    return gradient._indices()[0], gradient._values()
+
+
+def _coalesced(gradient: Tensor) -> Tensor:
+    """Return a row-sparse gradient with every row once, in order.
+
+    Layers make them so, but the flag that says it is lost on the way through autograd: to look at the rows again is
+    cheap on the CPU, and a copy of all values is not.
+    """
+    if gradient.is_coalesced() or not gradient.is_cpu or gradient.sparse_dim() != 1:
+        return gradient.coalesce()
+    row = gradient._indices()[0]
+    return gradient._coalesced_(True) if bool((row[1:] > row[:-1]).all()) else gradient.coalesce()
 
 
 def _check(condition: bool | Tensor, message: str) -> None:

@@ -22,6 +22,15 @@ def problem(words, rows, shape, dtype=torch.float32):
     return draw(words, *shape) - 0.5, draw(words, *shape), draw(words, *shape), row, 3 * (draw(rows, *shape) - 0.5)
 
 
+def sgd(module, tensors, decay=0.0, momentum=0.0):
+    table, velocity, _, row, gradient = tensors
+    module.sgd_rows(table, velocity if momentum else None, row, gradient, lr=0.1, momentum=momentum, decay=decay)
+
+
+def sgd_with_momentum(module, tensors, decay=0.0):
+    sgd(module, tensors, decay, momentum=0.9)
+
+
 def adagrad(module, tensors, decay=0.0):
     table, first, _, row, gradient = tensors
     module.adagrad_rows(table, first, row, gradient, lr=0.1, epsilon=1e-10, decay=decay)
@@ -68,7 +77,16 @@ def test_the_kernel_is_as_exact_as_plain_pytorch(update, shape, size, decay, thr
 
 
 @needs_kernel
-@pytest.mark.parametrize("update", [adagrad, adam])
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("update", [sgd, sgd_with_momentum])
+def test_the_kernel_of_gradient_descent_is_as_exact_as_plain_pytorch(update, shape, decay, threads):
+    test_the_kernel_is_as_exact_as_plain_pytorch(update, shape, "element", decay, threads)
+
+
+@needs_kernel
+@pytest.mark.parametrize("update", [sgd_with_momentum, adagrad, adam])
 def test_the_kernel_runs_where_it_can_and_the_change_is_known_to_autograd(update, monkeypatch):
     calls = []
     call = row_update.LIBRARY.call
@@ -85,7 +103,7 @@ def test_the_kernel_runs_where_it_can_and_the_change_is_known_to_autograd(update
     torch.testing.assert_close(strided[0], tensors[0])
 
 
-@pytest.mark.parametrize("update", [adagrad, adam])
+@pytest.mark.parametrize("update", [sgd, sgd_with_momentum, adagrad, adam])
 def test_without_a_compiler_plain_pytorch_serves(update, monkeypatch):
     monkeypatch.setitem(row_update.BACKENDS.obstacles, "cpp", lambda device: "there is no C++ compiler")
     monkeypatch.setattr(row_update.LIBRARY, "call", None)

@@ -3,8 +3,6 @@
 Word ids outside the vocabulary are looked for on the CPU only: elsewhere that would wait for the device.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -12,7 +10,7 @@ MOST_PAIRS = 2**31 - 1
 """Of tokens and words, or tokens and nodes, that the kernels can number."""
 
 
-def check_argument(name: str, x: Tensor, shape: Sequence[int], device: torch.device, beside: str = "weight") -> None:
+def check_argument(name: str, x: Tensor, shape: tuple, device: torch.device, beside: str = "weight") -> None:
     """Raise ``ValueError`` unless an argument has this shape and lies on this device, that of the one named ``beside``.
 
     What it is compared with is not to blame more than it is; so the message names both.

@@ -36,8 +36,14 @@ def sgd_rows(
     decay: float,
 ) -> None:
     """Update as :func:`reference.sgd_rows` does."""
-    numbers = {"lr": lr, "momentum": momentum, "decay": decay}
-    _plainly(reference.sgd_rows, table, (velocity,), row_U, gradient, numbers)
+    states = () if velocity is None else (velocity,)
+    if not _kernel_serves(table, *states, gradient):
+        numbers = {"lr": lr, "momentum": momentum, "decay": decay}
+        _plainly(reference.sgd_rows, table, (velocity,), row_U, gradient, numbers)
+        return
+    increment_version((table, *states))
+    LIBRARY.call("sgd_rows", table, velocity, row_U, gradient.contiguous(), len(gradient), table[0].numel(), float(lr),
+                 float(momentum), float(decay), torch.get_num_threads())  # fmt: skip
 
 
 def adagrad_rows(

@@ -1,4 +1,4 @@
-// Adaptive updates of some rows of a table, each read and written once. See reference.py for the formulas.
+// Updates of some rows of a table, each read and written once. See reference.py for the formulas.
 // U rows of D numbers; row[u] is where row u lies in the table and its state, each index once, or row is null: all of
 // them in order. Arrays are contiguous. `per_row`: the state of squares has one number per row, for their mean.
 
@@ -8,10 +8,35 @@
 namespace {
 
 constexpr int64_t FEW = 1 << 14;  // numbers: below, waking other threads takes longer than the work
+constexpr int64_t AHEAD = 2;      // rows asked for before their turn: they lie anywhere
+constexpr int64_t LINE = 16;      // numbers of a cache line
 
 }
 
 extern "C" {
+
+// velocity is null where there is no momentum.
+void sgd_rows(float *table, float *velocity, const int64_t *row, const float *gradient, int64_t U, int64_t D, double lr,
+              double momentum, double decay, int64_t threads) {
+    const float rate = lr, keep = momentum, pull = decay;
+#pragma omp parallel for num_threads(threads) if (threads > 1 && U * D > FEW)
+    for (int64_t u = 0; u < U; u++) {
+        const int64_t place = row ? row[u] : u;
+        if (row && u + AHEAD < U)
+            for (int64_t d = 0; d < D; d += LINE) __builtin_prefetch(table + row[u + AHEAD] * D + d, 1);
+        float *__restrict p = table + place * D;
+        const float *__restrict g = gradient + u * D;
+        if (!velocity) {
+            for (int64_t d = 0; d < D; d++) p[d] -= rate * (g[d] + pull * p[d]);
+            continue;
+        }
+        float *__restrict m = velocity + place * D;
+        for (int64_t d = 0; d < D; d++) {
+            m[d] = keep * m[d] + (g[d] + pull * p[d]);
+            p[d] -= rate * m[d];
+        }
+    }
+}
 
 void adagrad_rows(float *table, float *sum, const int64_t *row, const float *gradient, int64_t U, int64_t D,
                   int64_t per_row, double lr, double epsilon, double decay, int64_t threads) {
