@@ -238,7 +238,7 @@ def test_words_of_a_tokens_own_by_many_tiles_and_pieces(sparse):
 
 @for_triton
 @pytest.mark.parametrize("sparse", [True, False])
-@pytest.mark.parametrize("tokens", [0, 1, 30])
+@pytest.mark.parametrize("tokens", [0, 1, 50])
 def test_groups_by_many_tiles(tokens, sparse, monkeypatch):
     """A group of one word, one that no token has, several tiles of tokens and of words of one group."""
     for name in ("INTERPRETED", "TILES"):
