@@ -15,6 +15,8 @@ from experiments.sentences import sentence
 README = CONFIGS.parent / "README.md"
 BEGIN, END = "<!-- the results: make results-table -->\n", "<!-- end of the results -->\n"
 NOTHING = "No runs ship yet: `make compare` makes some.\n"
+MOST = 20
+"""Rows of a table that people read; what has more is told in a sentence, and shown on the page."""
 HEADER = (
     "| output layer | test perplexity | against full softmax | verdict | speed-up | peak memory | FLOPs per token "
     "| seeds |\n| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: |\n"
@@ -33,6 +35,11 @@ def section(found: Survey, figures: dict[str, str]) -> str:
     parts = []
     for comparison in found.comparisons:
         if len(comparison.finished) < 2:
+            continue
+        if len(comparison.rows) > MOST:
+            parts.append(
+                f"**{_title(comparison)}**: {sentence(comparison)} All {len(comparison.rows)}: in the report.\n"
+            )
             continue
         place = figures.get(comparison.setting.slug)
         picture = f"\n![Test perplexity against training time, {comparison.setting}]({place})\n" if place else ""
@@ -87,7 +94,7 @@ def write(readme: Path, results: Path) -> str:
         report.write(folders, results / "report", "Results that ship", studies, benchmarks, results)
         for comparison in found.comparisons:
             shown = report.Shown.of(comparison)
-            if "frontier-seconds" in shown.charts and len(comparison.finished) > 1:
+            if "frontier-seconds" in shown.charts and 1 < len(comparison.finished) and len(comparison.rows) <= MOST:
                 path = results / f"{shown.slug}.svg"
                 path.write_bytes(drawing.to_files(shown.charts["frontier-seconds"])["svg"])
                 figures[shown.slug] = path.relative_to(readme.parent).as_posix()
