@@ -27,6 +27,7 @@ from experiments.cli import CONFIGS, compose_config, guarded
 from experiments.train import train
 from lvsoftmax.cost import Work
 from lvsoftmax.layers.full_softmax import FullSoftmax
+from lvsoftmax.layers.hierarchical_softmax import HierarchicalSoftmax
 from lvsoftmax.runs import load
 
 CELL = Cell(tokens=8, hidden=16, vocab=200)
@@ -192,6 +193,17 @@ def test_an_option_or_a_layer_that_is_not_there_is_said():
         Layer("no_such_softmax").build(CELL)
     with pytest.raises(Unavailable, match="samples=500"):
         Layer("sampled_softmax", (("samples", 500),)).build(CELL)
+
+
+def test_vectors_are_given_to_those_only_who_cannot_do_without():
+    """A Huffman tree without word vectors is a setting of its own; arranging one by vectors would take minutes."""
+    counts = zipf_counts(500)
+    plain, given = HierarchicalSoftmax(8, counts), Layer("hierarchical_softmax").make(8, counts)
+    assert torch.equal(given.word_branch, plain.word_branch)
+    Layer("hierarchical_softmax", (("tree", "clustered"),)).make(8, counts)
+    Layer("sampled_softmax", (("noise", "bigram"),)).make(8, counts)
+    with pytest.raises(Unavailable, match="samples=501"):
+        Layer("sampled_softmax", (("samples", 501),)).make(8, counts)
 
 
 @pytest.mark.parametrize("peer", peers(["*"]), ids=lambda peer: peer.label)

@@ -5,6 +5,7 @@ A contestant is a small description that can be built in a cell, in this process
 
 import dataclasses
 import fnmatch
+import functools
 import importlib
 import itertools
 import json
@@ -97,15 +98,27 @@ class Layer:
         Raises:
             Unavailable: the constructor refuses.
         """
-        config = self.config
-        asked = [name for name in STATISTICS if name in config and config[name] in (None, FROM_TEXT)]
-        config |= {name: _statistic(name, counts) for name in asked}
+        config, optional = self.config, {}
+        for name in STATISTICS:
+            if config.get(name) == FROM_TEXT:
+                config[name] = _statistic(name, counts)
+            elif name in config and config[name] is None:
+                optional[name] = functools.partial(_statistic, name, counts)
         try:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                return build(config, hidden_size, counts)
+            return self._make(config, hidden_size, counts)
+        except ValueError as error:
+            # Nothing may be a setting of its own, such as a tree over no vectors: it is kept where it can be.
+            if not optional:
+                raise Unavailable(str(error)) from error
+        try:
+            return self._make(config | {name: made() for name, made in optional.items()}, hidden_size, counts)
         except ValueError as error:
             raise Unavailable(str(error)) from error
+
+    def _make(self, config: dict[str, Any], hidden_size: int, counts: Tensor) -> OutputLayer:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return build(config, hidden_size, counts)
 
     def build(self, cell: Cell) -> TorchInstance:
         """Construct the layer and announce the batches' targets to it."""
