@@ -65,7 +65,7 @@ def problem(tree, tokens: int, width: int, dtype=torch.float32) -> dict:
 
 def step(given: dict, backend: str, *, sparse: bool = True, upstream=None, wanted=(True, True, True)) -> list:
     """Values, and the gradients of hidden, weight and bias; computed where the backend runs."""
-    given = {name: x.to(DEVICES[backend]) if torch.is_tensor(x) else x for name, x in given.items()}
+    given = {name: x.to(DEVICES.get(backend, "cpu")) if torch.is_tensor(x) else x for name, x in given.items()}
     variables = [given[name].clone().requires_grad_(want) for name, want in zip(list(given)[:3], wanted, strict=True)]
     nll = path_nll(*variables, **dict(list(given.items())[3:]), sparse=sparse, backend=backend)
     if upstream is None:
