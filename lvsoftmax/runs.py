@@ -338,10 +338,18 @@ def _git(*words: str) -> str | None:
     return answer.stdout.strip() if answer.returncode == 0 else None
 
 
+def processor_name(cpuinfo: str) -> str:
+    """Name the first processor of ``/proc/cpuinfo``, with family and model: virtual machines hide what it is called."""
+    fields = [[part.strip() for part in line.split(":", 1)] for line in cpuinfo.splitlines() if ":" in line]
+    first = dict(reversed(fields))
+    if "model name" not in first:
+        return platform.processor()
+    numbers = [f"{name.removeprefix('cpu ')} {first[name]}" for name in ("cpu family", "model") if name in first]
+    return ", ".join([first["model name"], *numbers])
+
+
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return processor_name(Path("/proc/cpuinfo").read_text("utf-8"))
     except OSError:
         return platform.processor()
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
