@@ -1,172 +1,25 @@
-"""Runs made comparable: which take part, under which setting, and every number that is told about them.
+"""Runs of one setting compared: every number that is told about them.
 
-Runs of one setting (text, backbone, budget) are compared; what is averaged is one output layer over its seeds. Imports
-no torch.
+What is averaged is one output layer over its seeds. Imports no torch.
 """
 
 import dataclasses
 import itertools
-import json
 import math
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments import wording
-from experiments.reading import Run, RunError, differing, flat, read
+from experiments.reading import Run, flat
+from experiments.setting import Setting, gather, layer_identity
 from experiments.statistics import Difference, Interval, judged
 from experiments.studies import StudyRecord
+from experiments.style import OF_REFERENCE, Style, styles
 
 REFERENCE = "full_softmax"
 """The output layer that the others are measured against."""
-
-
-# -- which runs are compared ----------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True, order=True)
-class Setting:
-    """What runs must share to be compared.
-
-    Attributes:
-        data: the text, as its configuration is named.
-        model: the backbone.
-        budget: what ends a run: ``epochs``, ``tokens``, ``seconds``, those that are set.
-        mark: what tells it from another setting of the same name, as where a text was made in two lengths.
-    """
-
-    data: str
-    model: str
-    budget: tuple[tuple[str, float], ...]
-    mark: str = ""
-
-    @classmethod
-    def of(cls, run: Run) -> "Setting":
-        """Return the setting of a run."""
-        names, budget = run.config["name"], run.config["budget"]
-        limits = sorted((key, value) for key, value in budget.items() if value is not None)
-        return cls(names["data"], names.get("model", ""), tuple(limits))
-
-    def __str__(self) -> str:
-        text = f"{self.data}, {self.budget_in_words} each" if self.budget else self.data
-        return f"{text} ({self.mark})" if self.mark else text
-
-    @property
-    def budget_in_words(self) -> str:
-        """The budget for people."""
-        forms = {"epochs": lambda n: f"{n:g} epoch{'s' if n != 1 else ''}", "seconds": wording.duration,
-                 "tokens": lambda n: f"{wording.count(n)} tokens"}  # fmt: skip
-        return " or ".join(forms.get(key, str)(value) for key, value in self.budget)
-
-    @property
-    def slug(self) -> str:
-        """A name for files and anchors."""
-        parts = [self.data, self.model, *(f"{value:.12g}-{key}" for key, value in self.budget), self.mark]
-        return re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
-
-    @property
-    def in_time(self) -> bool:
-        """Whether the budget is one of time, so that everybody trained equally long."""
-        return [key for key, _ in self.budget] == ["seconds"]
-
-
-def gather(
-    folders: Iterable[Path], aside: Mapping[str, str] | None = None, first: Iterable[str] = ()
-) -> tuple[list[tuple[Setting, list[Run]]], list[tuple[str, str]]]:
-    """Read the folders and leave out, by name and with the reason, what cannot be compared.
-
-    Runs that share setting and text are compared. Where some compare layers, a setting or text of one is left out.
-
-    Args:
-        folders: of runs.
-        aside: runs that take no part, by name, and why.
-        first: names of runs that go before others of the same layer and seed.
-
-    Returns:
-        Settings and their comparable runs; ``(folder, reason)`` of each one left out.
-    """
-    runs: list[Run] = []
-    left_out: list[tuple[str, str]] = []
-    for folder in sorted({Path(folder).resolve() for folder in folders}):
-        name = "/".join(folder.parts[-2:])
-        if aside and name in aside:
-            left_out.append((name, aside[name]))
-            continue
-        try:
-            runs.append(read(folder))
-        except RunError as error:
-            left_out.append((name, str(error)))
-    preferred = set(first)
-    runs.sort(key=lambda run: run.name not in preferred)
-    settings: dict[Setting, list[Run]] = {}
-    for run in runs:
-        settings.setdefault(Setting.of(run), []).append(run)
-    kept = [(setting, group) for setting in sorted(settings) for group in _by_text(settings[setting], left_out)]
-    kept = [(setting, _once(group, left_out)) for setting, group in kept]
-    if any(_layers(group) > 1 for _, group in kept):
-        for setting, group in kept:
-            if _layers(group) == 1:
-                reason = f"nothing else was run on {setting}: there is nothing to compare it with"
-                left_out += [(run.name, reason) for run in group]
-        kept = [(setting, group) for setting, group in kept if _layers(group) > 1]
-    return _marked(kept), sorted(left_out)
-
-
-def _identity(run: Run) -> str:
-    return json.dumps(run.config["output"], sort_keys=True)
-
-
-def _layers(runs: Iterable[Run]) -> int:
-    return len({_identity(run) for run in runs})
-
-
-def _by_text(runs: Sequence[Run], left_out: list[tuple[str, str]]) -> list[list[Run]]:
-    """Part the runs of a setting by text; leave out a text on which one layer only was run, except the commonest."""
-    texts = Counter(json.dumps(run.corpus) for run in [run for run in runs if run.result] or runs)
-    common = texts.most_common(1)[0][0]
-    groups: dict[str, list[Run]] = {common: []}
-    for run in runs:  # one that diverged knows little of its text
-        groups.setdefault(json.dumps(run.corpus) if run.result else common, []).append(run)
-    for text in [text for text, group in groups.items() if text != common and _layers(group) == 1]:
-        here = json.loads(common)
-        for run in groups.pop(text):
-            key = next(key for key, value in run.corpus.items() if here.get(key) != value)
-            left_out.append((run.name, f"another corpus: its {key} is {run.corpus[key]}, here {here.get(key)}"))
-    return list(groups.values())
-
-
-def _once(runs: Sequence[Run], left_out: list[tuple[str, str]]) -> list[Run]:
-    """Leave out all but the first run of a layer and seed."""
-    kept: dict[tuple[str, int], Run] = {}
-    for run in runs:
-        other = kept.setdefault((_identity(run), run.seed), run)
-        if other is not run:
-            where = wording.listing(differing([other, run]) or ["nothing that matters"])
-            left_out.append((run.name, f"same layer and seed as {other.name}, from which it differs in {where}"))
-    return list(kept.values())
-
-
-def _marked(kept: Sequence[tuple[Setting, list[Run]]]) -> list[tuple[Setting, list[Run]]]:
-    """Tell settings of the same name apart, by study where that does, else by number."""
-    names = Counter(setting for setting, _ in kept)
-    marked: list[tuple[Setting, list[Run]]] = []
-    for setting, runs in kept:
-        mark = ""
-        if names[setting] > 1:
-            studies = {str(run.config["name"].get("study") or "") for run in runs}
-            mark = next(iter(studies)) if len(studies) == 1 else ""
-        taken = {other for other, _ in marked}
-        for number in itertools.count(1):
-            own = dataclasses.replace(setting, mark=mark if number == 1 else f"{mark} {number}".strip())
-            if own not in taken:
-                break
-        marked.append((own, runs))
-    return marked
-
-
-# -- what is said about them ---------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -303,33 +156,6 @@ def columns(stop: Stop | None, *, smoothed: bool) -> dict[str, Column]:
     if not smoothed:
         del found["smoothed"], found["coverage"]
     return found
-
-
-@dataclasses.dataclass(frozen=True)
-class Style:
-    """How a layer is drawn, everywhere: ``key`` names its colour in the page's style sheet."""
-
-    key: str
-    colour: str
-    marker: str
-    dash: str
-
-
-# Okabe and Ito's colours without the yellow, which vanishes on white; the reference is drawn in the colour of the text.
-# Each has a marker of its own, so that nothing hangs on colour alone.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#c4609a", "#d08a00", "#4aa3d8")
-MARKERS = ("square", "diamond", "triangle-up", "triangle-down", "pentagon", "x")
-DASHES = ("solid", "dash", "dot", "dashdot")
-
-OF_REFERENCE = Style("ink", "#1a1a1a", "circle", "solid")
-
-
-def styles() -> Iterator[Style]:
-    """Yield style after style, no two alike."""
-    for index in itertools.count():
-        cycle, place = divmod(index, len(COLOURS))
-        marker = MARKERS[(place + cycle) % len(MARKERS)]
-        yield Style(f"layer-{place}", COLOURS[place], marker, DASHES[cycle % len(DASHES)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -514,7 +340,7 @@ def survey(folders: Iterable[Path], title: str, studies: Iterable[Path] = ()) ->
     named = _labels([run for _, runs in kept for run in runs])
     others, looks = styles(), {}
     # The colours that are told apart best go to the layers that are in most settings.
-    often = Counter(label for _, runs in kept for label in {named[_identity(run)] for run in runs})
+    often = Counter(label for _, runs in kept for label in {named[layer_identity(run)] for run in runs})
     for label in sorted(often, key=lambda label: (-often[label], label)):
         plain = label == REFERENCE.replace("_", " ").capitalize() or label.startswith("Full softmax (")
         looks[label] = OF_REFERENCE if plain and OF_REFERENCE not in looks.values() else next(others)
@@ -525,8 +351,8 @@ def survey(folders: Iterable[Path], title: str, studies: Iterable[Path] = ()) ->
 
 def _compare(setting: Setting, runs: Sequence[Run], named: Mapping[str, str], looks: Mapping[str, Style]) -> Comparison:
     variants: dict[str, list[Run]] = {}
-    for run in sorted(runs, key=lambda run: (named[_identity(run)], run.seed)):
-        variants.setdefault(named[_identity(run)], []).append(run)
+    for run in sorted(runs, key=lambda run: (named[layer_identity(run)], run.seed)):
+        variants.setdefault(named[layer_identity(run)], []).append(run)
     reference = next((label for label, variant in variants.items() if variant[0].layer == REFERENCE), None)
     stop = Stop.of(runs)
     table = columns(stop, smoothed=any(run.lacks_words for run in runs))
@@ -560,7 +386,7 @@ def _losses(runs: Sequence[Run], *, smoothed: bool = False) -> dict[int, float]:
 
 def _labels(runs: Iterable[Run]) -> dict[str, str]:
     """Name each variant by its layer, and by the options in which it differs from its namesakes."""
-    variants = {_identity(run): run for run in runs}
+    variants = {layer_identity(run): run for run in runs}
     labels = {}
     for identity, run in variants.items():
         namesakes = [flat(other.config["output"]) for other in variants.values() if other.layer == run.layer]
@@ -569,92 +395,3 @@ def _labels(runs: Iterable[Run]) -> dict[str, str]:
         options = [f"{key}={own[key]}" for key in unlike]
         labels[identity] = run.layer.replace("_", " ").capitalize() + (f" ({', '.join(options)})" if options else "")
     return labels
-
-
-@dataclasses.dataclass(frozen=True)
-class Bands:
-    """Mean test NLL by frequency band, nats per token.
-
-    Attributes:
-        labels: the ranks in each band, counted from 1.
-        shares: each band's part of the test tokens.
-        relative: whether the losses are differences to full softmax.
-        rows: the layers and their losses; None in a band without test tokens.
-    """
-
-    labels: list[str]
-    shares: list[float]
-    relative: bool
-    rows: list[tuple[Row, list[float | None]]]
-
-    @classmethod
-    def of(cls, comparison: Comparison) -> "Bands | None":
-        """Work out which words pay: the loss of each layer by how frequent the word to predict is."""
-        if not comparison.finished:
-            return None
-        frame = _frame(comparison.finished[0].finished[0])
-        reference = comparison.reference.finished if comparison.reference else ()
-        rows = []
-        for row in comparison.finished:
-            runs = [run for run in row.finished if _frame(run) == frame]
-            losses = []
-            for index in range(len(frame)):
-                column = Column(
-                    "", "", str, lambda run, index=index: run.result["test"]["bands"][index]["nll"],
-                    relative=bool(reference),
-                )  # fmt: skip
-                spread = column.over(runs, reference)
-                losses.append(spread.mean if spread else None)
-            rows.append((row, losses))
-        total = sum(tokens for *_, tokens in frame) or 1
-        labels = [f"{first + 1:,}" if first == last else f"{first + 1:,}–{last + 1:,}" for first, last, _ in frame]
-        return cls(labels, [tokens / total for *_, tokens in frame], bool(reference), rows)
-
-
-def _frame(run: Run) -> list[tuple[int, int, int]]:
-    return [(band["first"], band["last"], band["tokens"]) for band in run.result["test"]["bands"]]
-
-
-# -- how the number of drawn words matters -------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Draws:
-    """A layer and a noise distribution with several numbers of drawn words.
-
-    Attributes:
-        label: layer and noise.
-        points: number of words, and the row of it, in ascending order.
-        style: how it is drawn.
-    """
-
-    label: str
-    points: list[tuple[int, Row]]
-    style: Style
-
-
-@dataclasses.dataclass(frozen=True)
-class Sweep:
-    """Perplexity against the number of drawn words, under one setting."""
-
-    comparison: Comparison
-    lines: list[Draws]
-
-    @classmethod
-    def of(cls, comparison: Comparison) -> "Sweep | None":
-        """Find layers that differ in nothing but ``samples``; None where there are none."""
-        groups: dict[tuple[str, str], list[tuple[int, Row]]] = {}
-        names: dict[tuple[str, str], str] = {}
-        for row in comparison.finished:
-            run = row.finished[0]
-            if run.samples is not None:
-                rest = {key: value for key, value in run.config["output"].items() if key != "samples"}
-                key = (run.layer, json.dumps(rest, sort_keys=True))
-                groups.setdefault(key, []).append((run.samples, row))
-                name = [option for option in re.findall(r"[\w.]+=[^,)]+", row.label) if "samples=" not in option]
-                names[key] = run.layer.replace("_", " ").capitalize() + (f" ({', '.join(name)})" if name else "")
-        found = {key: sorted(points, key=lambda point: (point[0], point[1].label)) for key, points in groups.items()}
-        found = {key: points for key, points in found.items() if len({number for number, _ in points}) > 1}
-        others = styles()
-        lines = [Draws(names[key], found[key], next(others)) for key in sorted(found)]
-        return cls(comparison, lines) if lines else None

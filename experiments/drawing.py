@@ -14,8 +14,10 @@ import matplotlib
 import matplotlib.figure
 
 from experiments import wording
-from experiments.comparison import OF_REFERENCE, Bands, Comparison, Row, Style, Sweep
+from experiments.breakdown import Bands, Sweep
+from experiments.comparison import Comparison, Row
 from experiments.scaling import Scaling
+from experiments.style import OF_REFERENCE, Style
 
 MATPLOTLIB = {
     "circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "triangle-down": "v", "pentagon": "p", "x": "X",

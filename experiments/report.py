@@ -26,12 +26,14 @@ from markupsafe import Markup
 
 from experiments import drawing, tables, wording
 from experiments.advice import advice, is_exact, own_options, script
-from experiments.comparison import OF_REFERENCE, Bands, Comparison, Row, Style, Survey, Sweep, styles, survey
+from experiments.breakdown import Bands, Sweep
+from experiments.comparison import Comparison, Row, Survey, survey
 from experiments.drawing import MEASURES, Chart
 from experiments.reading import conditions, differing
 from experiments.scaling import FITTED_FROM, Scaling
 from experiments.sentences import answer, caveats, growth_sentence, overview, sentence, subtitle, winners
 from experiments.statistics import SEEDS_FOR_A_VERDICT
+from experiments.style import OF_REFERENCE, Style, styles
 from experiments.tables import text_table
 
 TEMPLATES = Path(__file__).parent / "templates"

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from experiments import wording
-from experiments.comparison import Bands, Comparison, Survey, Sweep
+from experiments.breakdown import Bands, Sweep
+from experiments.comparison import Comparison, Survey
 
 
 def to_csv(lines: Sequence[dict[str, Any]], header: Sequence[str] = ()) -> str:

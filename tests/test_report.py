@@ -14,7 +14,8 @@ import pytest
 from synthetic_runs import make_run, quick_study
 
 from experiments import report
-from experiments.comparison import Bands, Stop, perplexity_at, survey
+from experiments.breakdown import Bands
+from experiments.comparison import Stop, perplexity_at, survey
 from experiments.drawing import log_ticks
 
 
@@ -127,18 +128,6 @@ def test_perplexity_between_two_validations_is_their_geometric_mean():
     assert perplexity_at(curve, Stop("seconds", 30.0)) == pytest.approx(100.0)
     assert perplexity_at(curve, Stop("seconds", 31.0)) is None
     assert perplexity_at(curve[:1], Stop("seconds", 10.0)) == 400.0
-
-
-def test_bands_are_relative_to_full_softmax(tmp_path):
-    folders = [make_run(tmp_path, "full_softmax"), make_run(tmp_path, "sampled_softmax", tail=0.5)]
-    table = Bands.of(comparison_of(folders))
-    assert table.relative and table.labels[0] == "1–10" and table.labels[-1] == "10,001–18,000"
-    assert sum(table.shares) == pytest.approx(1)
-    losses = {row.label: values for row, values in table.rows}
-    assert losses["Full softmax"] == [0] * 5
-    assert losses["Sampled softmax"] == pytest.approx([0.05, 0.0, 0.05, 0.2, 0.45])
-    table = Bands.of(comparison_of(folders[1:]))
-    assert not table.relative and table.rows[0][1][0] == pytest.approx(2.55)
 
 
 def test_variants_of_a_layer_are_rows_of_their_own(tmp_path):
@@ -261,14 +250,6 @@ def test_faulty_folders_are_left_out_by_name(tmp_path, fault):
     assert name == "sotu/full_softmax-lstm-seed1-0123abcd" and FAULTS[fault] in reason and "\n" not in reason
     page = (tmp_path / "report.html").read_text()
     assert name in page and html.escape(FAULTS[fault]).replace("&#x27;", "&#39;") in page
-
-
-def test_a_run_is_not_averaged_with_one_under_other_settings(tmp_path):
-    make_run(tmp_path, "full_softmax", perplexity=100.0)
-    make_run(tmp_path, "full_softmax", perplexity=200.0, digits="ffff", optim={"learning_rate": 0.2})
-    found = survey(tmp_path.glob("*/*"), "")
-    assert found.comparisons[0].rows[0].cells["test"].mean == pytest.approx(100.0)
-    assert "optim.learning_rate" in found.left_out[0][1]
 
 
 def test_unequal_conditions_are_said(tmp_path):

@@ -1,4 +1,4 @@
-"""The report's parts: verdicts, frontier, numbers of draws, growth with V, the evidence for advice, what ships."""
+"""The report's parts: verdicts, frontier, growth with V, the evidence for advice, what ships."""
 
 import csv
 import json
@@ -12,7 +12,7 @@ from synthetic_runs import GROWTH, make_benchmark, make_run, make_seeds, make_sw
 
 from experiments import report, tables
 from experiments.advice import advice, is_exact, own_options
-from experiments.comparison import Sweep, survey
+from experiments.comparison import survey
 from experiments.reading import read
 from experiments.scaling import Scaling
 
@@ -27,51 +27,7 @@ def page(folders, output, studies=(), benchmarks=(), results=None):
     return report.html(report.Report.of(folders, "Study", studies, benchmarks, results or output / "nothing"))
 
 
-# -- settings and verdicts ------------------------------------------------------------------------------------------
-
-
-def test_texts_and_budgets_are_compared_each_for_itself_and_never_averaged(tmp_path):
-    folders = make_seeds(tmp_path, (1,))
-    folders += [
-        make_run(tmp_path, layer, corpus="ptb", vocabulary=10_000, tokens=8_000_000, perplexity=90.0, digits="eeee")
-        for layer in ("full_softmax", "sampled_softmax")
-    ]
-    found = survey(folders, "")
-    assert [str(one.setting).replace("\u00a0", " ") for one in found.comparisons] == [
-        "ptb, 4 M tokens each", "ptb, 8 M tokens each", "wikitext2, 4 M tokens each", "enwiki2014, 20 min each"
-    ]  # fmt: skip
-    assert not found.left_out
-    assert [len(one.rows) for one in found.comparisons] == [5, 2, 5, 5]
-    assert found.comparisons[1].rows[0].cells["test"].mean == pytest.approx(90.0)
-    for comparison in found.comparisons:  # a layer looks the same everywhere
-        assert {row.label: row.style for row in comparison.rows}.items() <= {
-            row.label: row.style for row in found.rows
-        }.items()
-
-
-def test_two_texts_of_one_name_are_two_settings(tmp_path):
-    for study, vocabulary in (("excess", 2000), ("noise", 3000)):
-        names = {"output": "", "model": "lstm", "data": "zipf", "study": study}
-        for layer in ("full_softmax", "sampled_softmax", "class_softmax")[: 3 if study == "noise" else 2]:
-            make_run(
-                tmp_path, layer, corpus="zipf", digits=study, vocabulary=vocabulary, name=names | {"output": layer}
-            )
-    make_run(tmp_path, "full_softmax", corpus="zipf", digits="alone", vocabulary=4000)
-    found = survey(tmp_path.glob("*/*"), "")
-    assert [(one.setting.mark, len(one.rows)) for one in found.comparisons] == [("excess", 2), ("noise", 3)]
-    assert len({one.setting.slug for one in found.comparisons}) == 2
-    assert found.left_out == [
-        ("zipf/full_softmax-lstm-seed1-alone", "another corpus: its vocabulary is 4000, here 3000")
-    ]
-
-
-def test_a_run_that_a_study_names_goes_before_a_stranger(tmp_path):
-    folders = make_seeds(tmp_path, (1,))[:5]
-    stranger = make_run(tmp_path, "full_softmax", corpus="ptb", vocabulary=10_000, digits="0000", perplexity=9.0,
-                        budget={"epochs": None, "tokens": 4_000_000, "seconds": None})  # fmt: skip
-    path = make_study(tmp_path, folders, runs=["/".join(folder.parts[-2:]) for folder in folders], layers=[], smoke=[])
-    found = survey([stranger], "", [path])
-    assert [name for name, _ in found.left_out] == ["ptb/full_softmax-lstm-seed1-0000"]
+# -- verdicts -------------------------------------------------------------------------------------------------------
 
 
 def test_verdicts_are_of_pairs_of_seeds(seeds):
@@ -117,30 +73,6 @@ def test_frontier_is_what_nothing_beats_in_both(seeds):
         beaten = any(other.perplexity < row.perplexity and comparison.seconds(other) < comparison.seconds(row)
                      for other in comparison.finished)  # fmt: skip
         assert beaten == (row not in on)
-
-
-# -- numbers of draws -----------------------------------------------------------------------------------------------
-
-
-def test_sweep_has_a_line_for_each_noise(tmp_path):
-    (comparison,) = survey(make_sweep(tmp_path), "").comparisons
-    lines = {line.label: [(number, round(row.perplexity, 3)) for number, row in line.points]
-             for line in Sweep.of(comparison).lines}  # fmt: skip
-    assert lines == {
-        "Sampled softmax (noise=uniform)": [(16, 220.0), (64, 180.0), (256, 160.0)],
-        "Sampled softmax (noise=unigram)": [(16, 180.0), (64, 160.0), (256, 150.0)],
-    }
-
-
-def test_a_share_of_the_vocabulary_is_a_number_of_words(tmp_path):
-    run = read(make_run(tmp_path, "sampled_softmax", output={"samples": 0.05}, vocabulary=18_000))
-    assert run.samples == 900
-    assert read(make_run(tmp_path, "sampled_softmax", output={"samples": 1}, digits="1")).samples == 1
-    assert read(make_run(tmp_path, "full_softmax")).samples is None
-
-
-def test_one_number_is_no_sweep(seeds):
-    assert all(Sweep.of(comparison) is None for comparison in survey(seeds, "").comparisons)
 
 
 # -- growth with V --------------------------------------------------------------------------------------------------
@@ -227,6 +159,15 @@ def make_study(root, folders, **changes):
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(content | changes))
     return path
+
+
+def test_a_run_that_a_study_names_goes_before_a_stranger(tmp_path):
+    folders = make_seeds(tmp_path, (1,))[:5]
+    stranger = make_run(tmp_path, "full_softmax", corpus="ptb", vocabulary=10_000, digits="0000", perplexity=9.0,
+                        budget={"epochs": None, "tokens": 4_000_000, "seconds": None})  # fmt: skip
+    path = make_study(tmp_path, folders, runs=["/".join(folder.parts[-2:]) for folder in folders], layers=[], smoke=[])
+    found = survey([stranger], "", [path])
+    assert [name for name, _ in found.left_out] == ["ptb/full_softmax-lstm-seed1-0000"]
 
 
 def test_a_study_brings_its_runs_and_the_cost_of_its_search(tmp_path):

@@ -19,8 +19,8 @@ from wandb.proto import wandb_internal_pb2
 
 from experiments import train as runs_of_train
 from experiments.cli import compose_config, guarded
-from experiments.comparison import read
 from experiments.evaluate import evaluate_run
+from experiments.reading import read
 from experiments.train import main, spent, train
 from lvsoftmax import runs, strict_json
 from lvsoftmax.data.batches import ContiguousBatches

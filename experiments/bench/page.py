@@ -13,9 +13,10 @@ from markupsafe import Markup
 from experiments.bench.cell import Cell
 from experiments.bench.goals import Result
 from experiments.bench.records import NAMES, REFERENCE, Record, Table, tables
-from experiments.comparison import Style, flat, styles
 from experiments.drawing import AXIS, LAYOUT, log_ticks
+from experiments.reading import flat
 from experiments.report import TEMPLATES
+from experiments.style import Style, styles
 
 METHOD = """Everybody runs in turn, round by round in turning order and in one process; a time is the median of the
 rounds, a ratio the median of the rounds' ratios. Words are drawn from Zipf's law. Memory is the highest resident set

@@ -1,0 +1,153 @@
+"""Which runs are compared: those of one setting, its text, backbone and budget. Imports no torch."""
+
+import dataclasses
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from experiments import wording
+from experiments.reading import Run, RunError, differing, read
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Setting:
+    """What runs must share to be compared.
+
+    Attributes:
+        data: the text, as its configuration is named.
+        model: the backbone.
+        budget: what ends a run: ``epochs``, ``tokens``, ``seconds``, those that are set.
+        mark: what tells it from another setting of the same name, as where a text was made in two lengths.
+    """
+
+    data: str
+    model: str
+    budget: tuple[tuple[str, float], ...]
+    mark: str = ""
+
+    @classmethod
+    def of(cls, run: Run) -> "Setting":
+        """Return the setting of a run."""
+        names, budget = run.config["name"], run.config["budget"]
+        limits = sorted((key, value) for key, value in budget.items() if value is not None)
+        return cls(names["data"], names.get("model", ""), tuple(limits))
+
+    def __str__(self) -> str:
+        text = f"{self.data}, {self.budget_in_words} each" if self.budget else self.data
+        return f"{text} ({self.mark})" if self.mark else text
+
+    @property
+    def budget_in_words(self) -> str:
+        """The budget for people."""
+        forms = {"epochs": lambda n: f"{n:g} epoch{'s' if n != 1 else ''}", "seconds": wording.duration,
+                 "tokens": lambda n: f"{wording.count(n)} tokens"}  # fmt: skip
+        return " or ".join(forms.get(key, str)(value) for key, value in self.budget)
+
+    @property
+    def slug(self) -> str:
+        """A name for files and anchors."""
+        parts = [self.data, self.model, *(f"{value:.12g}-{key}" for key, value in self.budget), self.mark]
+        return re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
+
+    @property
+    def in_time(self) -> bool:
+        """Whether the budget is one of time, so that everybody trained equally long."""
+        return [key for key, _ in self.budget] == ["seconds"]
+
+
+def layer_identity(run: Run) -> str:
+    """Return what tells an output layer from another: its name and all its options."""
+    return json.dumps(run.config["output"], sort_keys=True)
+
+
+def gather(
+    folders: Iterable[Path], aside: Mapping[str, str] | None = None, first: Iterable[str] = ()
+) -> tuple[list[tuple[Setting, list[Run]]], list[tuple[str, str]]]:
+    """Read the folders and leave out, by name and with the reason, what cannot be compared.
+
+    Runs that share setting and text are compared. Where some compare layers, a setting or text of one is left out.
+
+    Args:
+        folders: of runs.
+        aside: runs that take no part, by name, and why.
+        first: names of runs that go before others of the same layer and seed.
+
+    Returns:
+        Settings and their comparable runs; ``(folder, reason)`` of each one left out.
+    """
+    runs: list[Run] = []
+    left_out: list[tuple[str, str]] = []
+    for folder in sorted({Path(folder).resolve() for folder in folders}):
+        name = "/".join(folder.parts[-2:])
+        if aside and name in aside:
+            left_out.append((name, aside[name]))
+            continue
+        try:
+            runs.append(read(folder))
+        except RunError as error:
+            left_out.append((name, str(error)))
+    preferred = set(first)
+    runs.sort(key=lambda run: run.name not in preferred)
+    settings: dict[Setting, list[Run]] = {}
+    for run in runs:
+        settings.setdefault(Setting.of(run), []).append(run)
+    kept = [(setting, group) for setting in sorted(settings) for group in _by_text(settings[setting], left_out)]
+    kept = [(setting, _once(group, left_out)) for setting, group in kept]
+    if any(_layers(group) > 1 for _, group in kept):
+        for setting, group in kept:
+            if _layers(group) == 1:
+                reason = f"nothing else was run on {setting}: there is nothing to compare it with"
+                left_out += [(run.name, reason) for run in group]
+        kept = [(setting, group) for setting, group in kept if _layers(group) > 1]
+    return _marked(kept), sorted(left_out)
+
+
+def _layers(runs: Iterable[Run]) -> int:
+    return len({layer_identity(run) for run in runs})
+
+
+def _by_text(runs: Sequence[Run], left_out: list[tuple[str, str]]) -> list[list[Run]]:
+    """Part the runs of a setting by text; leave out a text on which one layer only was run, except the commonest."""
+    texts = Counter(json.dumps(run.corpus) for run in [run for run in runs if run.result] or runs)
+    common = texts.most_common(1)[0][0]
+    groups: dict[str, list[Run]] = {common: []}
+    for run in runs:  # one that diverged knows little of its text
+        groups.setdefault(json.dumps(run.corpus) if run.result else common, []).append(run)
+    for text in [text for text, group in groups.items() if text != common and _layers(group) == 1]:
+        here = json.loads(common)
+        for run in groups.pop(text):
+            key = next(key for key, value in run.corpus.items() if here.get(key) != value)
+            left_out.append((run.name, f"another corpus: its {key} is {run.corpus[key]}, here {here.get(key)}"))
+    return list(groups.values())
+
+
+def _once(runs: Sequence[Run], left_out: list[tuple[str, str]]) -> list[Run]:
+    """Leave out all but the first run of a layer and seed."""
+    kept: dict[tuple[str, int], Run] = {}
+    for run in runs:
+        other = kept.setdefault((layer_identity(run), run.seed), run)
+        if other is not run:
+            where = wording.listing(differing([other, run]) or ["nothing that matters"])
+            left_out.append((run.name, f"same layer and seed as {other.name}, from which it differs in {where}"))
+    return list(kept.values())
+
+
+def _marked(kept: Sequence[tuple[Setting, list[Run]]]) -> list[tuple[Setting, list[Run]]]:
+    """Tell settings of the same name apart, by study where that does, else by number."""
+    names = Counter(setting for setting, _ in kept)
+    marked: list[tuple[Setting, list[Run]]] = []
+    for setting, runs in kept:
+        mark = ""
+        if names[setting] > 1:
+            studies = {str(run.config["name"].get("study") or "") for run in runs}
+            mark = next(iter(studies)) if len(studies) == 1 else ""
+        taken = {other for other, _ in marked}
+        for number in itertools.count(1):
+            own = dataclasses.replace(setting, mark=mark if number == 1 else f"{mark} {number}".strip())
+            if own not in taken:
+                break
+        marked.append((own, runs))
+    return marked

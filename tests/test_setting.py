@@ -1,0 +1,49 @@
+"""Which runs are compared: those of one text, backbone and budget, each layer and seed once."""
+
+import pytest
+from synthetic_runs import make_run, make_seeds
+
+from experiments.comparison import survey
+
+
+def test_texts_and_budgets_are_compared_each_for_itself_and_never_averaged(tmp_path):
+    folders = make_seeds(tmp_path, (1,))
+    folders += [
+        make_run(tmp_path, layer, corpus="ptb", vocabulary=10_000, tokens=8_000_000, perplexity=90.0, digits="eeee")
+        for layer in ("full_softmax", "sampled_softmax")
+    ]
+    found = survey(folders, "")
+    assert [str(one.setting).replace("\u00a0", " ") for one in found.comparisons] == [
+        "ptb, 4 M tokens each", "ptb, 8 M tokens each", "wikitext2, 4 M tokens each", "enwiki2014, 20 min each"
+    ]  # fmt: skip
+    assert not found.left_out
+    assert [len(one.rows) for one in found.comparisons] == [5, 2, 5, 5]
+    assert found.comparisons[1].rows[0].cells["test"].mean == pytest.approx(90.0)
+    for comparison in found.comparisons:  # a layer looks the same everywhere
+        assert {row.label: row.style for row in comparison.rows}.items() <= {
+            row.label: row.style for row in found.rows
+        }.items()
+
+
+def test_two_texts_of_one_name_are_two_settings(tmp_path):
+    for study, vocabulary in (("excess", 2000), ("noise", 3000)):
+        names = {"output": "", "model": "lstm", "data": "zipf", "study": study}
+        for layer in ("full_softmax", "sampled_softmax", "class_softmax")[: 3 if study == "noise" else 2]:
+            make_run(
+                tmp_path, layer, corpus="zipf", digits=study, vocabulary=vocabulary, name=names | {"output": layer}
+            )
+    make_run(tmp_path, "full_softmax", corpus="zipf", digits="alone", vocabulary=4000)
+    found = survey(tmp_path.glob("*/*"), "")
+    assert [(one.setting.mark, len(one.rows)) for one in found.comparisons] == [("excess", 2), ("noise", 3)]
+    assert len({one.setting.slug for one in found.comparisons}) == 2
+    assert found.left_out == [
+        ("zipf/full_softmax-lstm-seed1-alone", "another corpus: its vocabulary is 4000, here 3000")
+    ]
+
+
+def test_a_run_is_not_averaged_with_one_under_other_settings(tmp_path):
+    make_run(tmp_path, "full_softmax", perplexity=100.0)
+    make_run(tmp_path, "full_softmax", perplexity=200.0, digits="ffff", optim={"learning_rate": 0.2})
+    found = survey(tmp_path.glob("*/*"), "")
+    assert found.comparisons[0].rows[0].cells["test"].mean == pytest.approx(100.0)
+    assert "optim.learning_rate" in found.left_out[0][1]
