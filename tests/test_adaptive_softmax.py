@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lvsoftmax.layers.adaptive_softmax import AdaptiveSoftmax
 from lvsoftmax.layers.full_softmax import FullSoftmax
-from lvsoftmax.ops.linear_cross_entropy.seconds import Seconds
+from lvsoftmax.ops.linear_cross_entropy.cost_model import CostModel
 from lvsoftmax.permuted import Permuted
 
 N, D = 40, 16
@@ -125,11 +125,11 @@ def test_each_tail_is_narrower_by_div_value_and_at_least_one_wide():
 
 
 def test_equal_costs_give_the_same_cutoffs_and_resolved_builds_the_same_layer(monkeypatch):
-    monkeypatch.setattr("lvsoftmax.layers.adaptive_softmax.seconds", lambda *_: Seconds(COEFFICIENTS))
+    monkeypatch.setattr("lvsoftmax.layers.adaptive_softmax.cost_model", lambda *_: CostModel(COEFFICIENTS))
     counts = zipf_counts(20_000)
     layer = AdaptiveSoftmax(64, counts, cutoffs="auto")
     assert layer.bounds == AdaptiveSoftmax(64, counts, cutoffs="auto").bounds and layer.tails == 2
-    monkeypatch.setattr("lvsoftmax.layers.adaptive_softmax.seconds", None)  # what is explicit asks nobody
+    monkeypatch.setattr("lvsoftmax.layers.adaptive_softmax.cost_model", None)  # what is explicit asks nobody
     again = AdaptiveSoftmax(64, counts, **layer.resolved())
     again.load_state_dict(layer.state_dict())
     hidden = torch.randn(5, 64)
@@ -139,14 +139,14 @@ def test_equal_costs_give_the_same_cutoffs_and_resolved_builds_the_same_layer(mo
 
 @pytest.mark.parametrize("div_value", [1.0, 2.0, 4.0])
 def test_cutoffs_by_cost_are_the_cheapest_of_the_grid(monkeypatch, div_value):
-    monkeypatch.setattr("lvsoftmax.layers.adaptive_softmax.seconds", lambda *_: Seconds(COEFFICIENTS))
+    monkeypatch.setattr("lvsoftmax.layers.adaptive_softmax.cost_model", lambda *_: CostModel(COEFFICIENTS))
     monkeypatch.setattr("lvsoftmax.layers.adaptive_softmax.MOST_TAILS", 2)
     monkeypatch.setattr("lvsoftmax.layers.adaptive_softmax.STEPS", 3)
     counts, hidden = zipf_counts(20_000), 64
     share = counts.double() / counts.sum()
 
     def seconds_of(cutoffs):
-        edges, cost = [0, *cutoffs, 20_000], Seconds(COEFFICIENTS)
+        edges, cost = [0, *cutoffs, 20_000], CostModel(COEFFICIENTS)
         total = cost(1024, hidden, edges[1])
         for k, (first, last) in enumerate(zip(edges[1:], edges[2:], strict=False)):
             mass, width = share[first:last].sum().item(), hidden // div_value ** (k + 1)
@@ -162,7 +162,7 @@ def test_cutoffs_by_cost_are_the_cheapest_of_the_grid(monkeypatch, div_value):
 
 
 def test_a_tail_by_cost_reads_a_sixteenth_of_the_hidden_vector_at_least(monkeypatch):
-    monkeypatch.setattr("lvsoftmax.layers.adaptive_softmax.seconds", lambda *_: Seconds(COEFFICIENTS))
+    monkeypatch.setattr("lvsoftmax.layers.adaptive_softmax.cost_model", lambda *_: CostModel(COEFFICIENTS))
     for div_value, widths in {1.0: [64] * 8, 2.0: [32, 16, 8, 4], 3.0: [21, 7], 4.0: [16, 4], 16.0: [4]}.items():
         layer = AdaptiveSoftmax(64, zipf_counts(200_000), cutoffs="auto", div_value=div_value)
         assert [weight.shape[1] for weight in layer.tail_weights] == widths

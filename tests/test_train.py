@@ -27,7 +27,7 @@ from lvsoftmax.data.batches import ContiguousBatches
 from lvsoftmax.data.statistics import bigrams, word_vectors
 from lvsoftmax.evaluate import evaluate, temperature_of
 from lvsoftmax.layers.hierarchical_softmax import HierarchicalSoftmax
-from lvsoftmax.ops.linear_cross_entropy.seconds import Seconds
+from lvsoftmax.ops.linear_cross_entropy.cost_model import CostModel
 
 TIME_FIELDS = ("seconds", "tokens_per_second", "output_share", "peak_bytes")
 
@@ -263,13 +263,13 @@ def test_killed_twice_a_run_gives_the_numbers_of_an_uninterrupted_one(overrides,
 def test_a_run_keeps_the_cutoffs_it_chose(overrides, tmp_path, monkeypatch):
     """Gone on with where costs are others, rebuilt where nothing is known of them."""
     exponentials, calls = np.array([0, 1.0, 0, 0, 0, 0]), np.array([0, 0, 0, 0, 0, 1.0])
-    folder, patched = tmp_path / "run", "lvsoftmax.layers.adaptive_softmax.seconds"
+    folder, patched = tmp_path / "run", "lvsoftmax.layers.adaptive_softmax.cost_model"
     words = [*overrides, "output=adaptive_softmax", "output.cutoffs=auto", f"run.dir={folder}"]
-    monkeypatch.setattr(patched, lambda *_: Seconds(exponentials))
+    monkeypatch.setattr(patched, lambda *_: CostModel(exponentials))
     assert train(config(words, "budget.epochs=1"))
     begun = runs.load_config(folder)["output"]["cutoffs"]
     assert begun
-    monkeypatch.setattr(patched, lambda *_: Seconds(calls))
+    monkeypatch.setattr(patched, lambda *_: CostModel(calls))
     assert train(config(words))["train"]["epochs"] == 2
     assert runs.load_config(folder)["output"]["cutoffs"] == begun
     monkeypatch.setattr(patched, None)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lvsoftmax.layer import OutputLayer, unigram_log_prob
 from lvsoftmax.ops import partition
 from lvsoftmax.ops.linear_cross_entropy import BACKENDS, linear_cross_entropy, linear_cross_entropy_loss
-from lvsoftmax.ops.linear_cross_entropy.seconds import seconds
+from lvsoftmax.ops.linear_cross_entropy.cost_model import cost_model
 from lvsoftmax.ops.noise import Sample
 from lvsoftmax.ops.softmax import log_softmax, logsumexp
 
@@ -44,7 +44,7 @@ class AdaptiveSoftmax(OutputLayer):
     of tail k its row of ``W_k``, widened by the transpose of ``P_k``.
 
     ``cutoffs="auto"`` takes those, and as many, that make a step of 1,024 tokens fastest on this machine, according to
-    seconds measured here (:mod:`lvsoftmax.ops.linear_cross_entropy.seconds`, which says where they are kept) and to
+    seconds measured here (:mod:`lvsoftmax.ops.linear_cross_entropy.cost_model`, which says where they are kept) and to
     ``counts``, as in section 4.2 of the paper; on the device of ``counts``. No tail is narrower than D / 16 then, and
     there are no more than 8. What it may trade is accuracy: every further tail is a decision that learns apart. With
     ``div_value=4`` there are at most two, which cost nothing against the default cutoffs; 2 allows four, faster still
@@ -274,7 +274,7 @@ def _width(hidden_size: int, div_value: float, k: int) -> int:
 
 def _fastest(counts: Tensor, hidden_size: int, div_value: float, backend: str) -> list[int]:
     """Return the cutoffs that make a step of ``TOKENS`` fastest, rounded to a grid even in the logarithm of ranks."""
-    vocab, cost = len(counts), seconds(counts.device, backend)
+    vocab, cost = len(counts), cost_model(counts.device, backend)
     mass = counts.double().cpu().numpy()
     share = np.append(0.0, np.cumsum(mass) / mass.sum())
     end = np.unique(np.rint(10 ** (np.arange(STEPS * math.log10(vocab)) / STEPS)).astype(np.int64))

@@ -44,7 +44,7 @@ FEWEST = 32  # tokens that a block is padded to
 Size = np.ndarray | float | int
 
 
-class Seconds:
+class CostModel:
     """The model with its coefficients.
 
     Args:
@@ -59,29 +59,30 @@ class Seconds:
         return np.asarray(_products(tokens, hidden, vocab) @ self.coefficients)
 
 
-def seconds(device: torch.device, backend: str = "auto") -> Seconds:
+def cost_model(device: torch.device, backend: str = "auto") -> CostModel:
     """Return the model of this machine, from the cache or measured now.
 
     Args:
         device: whose seconds.
         backend: of the linear cross-entropy.
     """
-    return _seconds(device, BACKENDS.choose(backend, device), torch.get_num_threads())
+    return _cost_model(device, BACKENDS.choose(backend, device), torch.get_num_threads())
 
 
 @functools.cache
-def _seconds(device: torch.device, backend: str, threads: int) -> Seconds:
+def _cost_model(device: torch.device, backend: str, threads: int) -> CostModel:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     identity = "\0".join([name, device.type, backend, str(threads), torch.__version__, str(SHAPES)])
-    file = cache_folder() / f"seconds-{device.type}-{backend}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json"
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    file = cache_folder() / f"cost-model-{device.type}-{backend}-{digest}.json"
     try:
-        return Seconds(np.array(json.loads(file.read_text("utf-8"))["coefficients"], np.float64))
+        return CostModel(np.array(json.loads(file.read_text("utf-8"))["coefficients"], np.float64))
     except (OSError, ValueError, KeyError, TypeError):
         logger.info("measuring what the cross-entropy costs here (%s, %s, %d threads)", device, backend, threads)
     measured = np.array([*_measure(device, backend).items()], dtype=object)
     coefficients = fit(np.array([*measured[:, 0]], np.float64), measured[:, 1].astype(np.float64))
     _keep(file, json.dumps({"coefficients": coefficients.tolist()}))
-    return Seconds(coefficients)
+    return CostModel(coefficients)
 
 
 def fit(sizes: np.ndarray, taken: np.ndarray) -> np.ndarray:
