@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
+from lvsoftmax.ops.inputs import check_vocabulary
 from lvsoftmax.ops.pairs import spread
 from lvsoftmax.ops.pairs_gpu import table_sums, token_sums
 from lvsoftmax.ops.tiles import dense_rows, empty, next_power_of_2, ratio, sum_type, tile_size
@@ -30,9 +31,7 @@ class _GatherDot(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_ND, weight_VD, bias_V, ids_NK, sparse):
         ids_NK = ids_NK.contiguous()
-        if ids_NK.is_cpu and ids_NK.numel() and (ids_NK.min() < 0 or ids_NK.max() >= len(weight_VD)):
-            found = f"{ids_NK.min().item()} to {ids_NK.max().item()}"
-            raise ValueError(f"ids reach from {found}: they must be in [0, {len(weight_VD)})")
+        check_vocabulary("ids", ids_NK, len(weight_VD))
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, ids_NK)
         ctx.sparse = sparse
         return _products(hidden_ND, weight_VD, bias_V, ids_NK)

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from lvsoftmax.ops.backends import CppLibrary
 from lvsoftmax.ops.buffers import recycled
+from lvsoftmax.ops.inputs import check_vocabulary
 from lvsoftmax.ops.numerics import upcast
 
 LIBRARY = CppLibrary(Path(__file__).with_name("kernel.cpp"))
@@ -27,9 +28,7 @@ class _GatherDot(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_ND, weight_VD, bias_V, ids_NK, sparse):
         ids_NK = ids_NK.contiguous()
-        if ids_NK.numel() and (ids_NK.min() < 0 or ids_NK.max() >= len(weight_VD)):
-            found = f"{ids_NK.min().item()} to {ids_NK.max().item()}"
-            raise ValueError(f"ids reach from {found}: they must be in [0, {len(weight_VD)})")
+        check_vocabulary("ids", ids_NK, len(weight_VD))
         x_ND = upcast(hidden_ND).contiguous()
         table_VD, offset_V = (None if x is None else x.to(x_ND.dtype).contiguous() for x in (weight_VD, bias_V))
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, ids_NK)

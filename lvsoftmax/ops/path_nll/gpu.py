@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lvsoftmax.ops.inputs import check_vocabulary
 from lvsoftmax.ops.pairs_gpu import table_gradients, token_sums
 from lvsoftmax.ops.tiles import dense_rows, empty, next_power_of_2, ratio, sum_type, tile_size
 
@@ -40,10 +41,7 @@ class _Walk(torch.autograd.Function):
 
         tokens, width = hidden_ND.shape
         vocab = len(word_branch_V)
-        if target_N.is_cpu:
-            wrong = target_N[(target_N < 0) | (target_N >= vocab)]
-            if len(wrong):
-                raise ValueError(f"target holds {wrong[0]}: words are from 0 to {vocab - 1}")
+        check_vocabulary("target", target_N, vocab)
         nll_N, slope_LN = empty(hidden_ND, (tokens,)), empty(hidden_ND, (depth, tokens))
         node_LN = torch.full((depth, tokens), len(weight_MD), dtype=torch.int32, device=hidden_ND.device)
         ctx.save_for_backward(hidden_ND, weight_MD, bias_M, slope_LN, node_LN)

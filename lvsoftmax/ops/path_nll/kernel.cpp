@@ -269,17 +269,10 @@ void backward(const Plan& plan, const T* hidden, const T* weight, const T* slope
 
 }  // namespace
 
-// Sorts the tokens, finds the pieces and the nodes met. There is room for N L of both; counts becomes {U, P}, or -1 and
-// a target that is no word.
-extern "C" void plan(const int32_t* node_branch, const int32_t* word_branch, const int32_t* word_rank, int64_t words,
-                     int64_t depth, const int64_t* target, int64_t tokens, int32_t* order, Piece* piece, Met* met,
+// Sorts the tokens, finds the pieces and the nodes met. There is room for N L of both; counts becomes {U, P}.
+extern "C" void plan(const int32_t* node_branch, const int32_t* word_branch, const int32_t* word_rank, int64_t depth,
+                     const int64_t* target, int64_t tokens, int32_t* order, Piece* piece, Met* met,
                      int32_t* block_piece, int64_t* counts) {
-  for (int64_t i = 0; i < tokens; i++) {
-    if (target[i] < 0 || target[i] >= words) {
-      counts[0] = -1, counts[1] = target[i];
-      return;
-    }
-  }
   std::vector<std::pair<int32_t, int32_t>> sorted(tokens);
   for (int64_t i = 0; i < tokens; i++) sorted[i] = {word_rank[target[i]], i};
   std::sort(sorted.begin(), sorted.end());

@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from lvsoftmax.ops.backends import CppLibrary
 from lvsoftmax.ops.buffers import empty_rows, recycled
+from lvsoftmax.ops.inputs import check_vocabulary
 from lvsoftmax.ops.numerics import upcast
 from lvsoftmax.ops.pairs import spread
 
@@ -44,6 +45,7 @@ class _Compiled(torch.autograd.Function):
     def forward(
         ctx, hidden_ND, weight_MD, bias_M, pace_M, node_branch_M, word_branch_V, word_rank_V, depth, target_N, sparse
     ):
+        check_vocabulary("target", target_N, len(word_branch_V))
         x_ND = upcast(hidden_ND).contiguous()
         tokens, width = x_ND.shape
         order_N = torch.empty(tokens, dtype=torch.int32)
@@ -51,11 +53,9 @@ class _Compiled(torch.autograd.Function):
         block_piece = torch.empty(-(-tokens // BLOCK) + 1, dtype=torch.int32)
         counts = torch.empty(2, dtype=torch.int64)
         plan = (order_N, piece, met, block_piece)
-        tree = (node_branch_M, word_branch_V, word_rank_V, len(word_branch_V), depth)
+        tree = (node_branch_M, word_branch_V, word_rank_V, depth)
         LIBRARY.call("plan", *tree, target_N.contiguous(), tokens, *plan, counts)
         ctx.met_nodes, pairs = counts.tolist()
-        if ctx.met_nodes < 0:
-            raise ValueError(f"target holds {pairs}: words are from 0 to {len(word_branch_V) - 1}")
         slope_P, nll_N = x_ND.new_empty(pairs), x_ND.new_empty(tokens)
         parameters = (x.to(x_ND.dtype).contiguous() for x in (weight_MD, bias_M, pace_M))
         LIBRARY.call(
