@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lvsoftmax.noise import Noise
 from lvsoftmax.ops.backends import Backends
+from lvsoftmax.ops.buffers import empty_table
 from lvsoftmax.ops.gumbel import gumbel_argmax
 from lvsoftmax.ops.inputs import check_argument, check_floating, check_vocabulary, check_words
 from lvsoftmax.ops.linear_cross_entropy import (
@@ -308,7 +309,7 @@ class DenseOutputLayer(OutputLayer):
         self.normaliser = normaliser
         self.sparse = sparse
         self.noise = None
-        self.weight = nn.Parameter(torch.empty(self.vocab_size, hidden_size))
+        self.weight = nn.Parameter(empty_table(self.vocab_size, hidden_size))
         self.bias = nn.Parameter(normaliser.scores(unigram_log_prob(counts))) if bias else None
         nn.init.uniform_(self.weight, -1 / math.sqrt(hidden_size), 1 / math.sqrt(hidden_size))
 

@@ -1,15 +1,19 @@
 """Recycled memory: reused when nobody can see it any more, never before."""
 
 import gc
+import re
+from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from lvsoftmax.layers.full_softmax import FullSoftmax
 from lvsoftmax.ops import buffers
-from lvsoftmax.ops.buffers import empty_like, empty_rows, recycled
+from lvsoftmax.ops.buffers import empty_like, empty_rows, empty_table, recycled
 
 ENTRIES = buffers.SMALLEST // 4
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
 
 
 @pytest.fixture(autouse=True)
@@ -101,3 +105,38 @@ def test_gradients_use_the_memory_of_the_step_before_and_never_that_of_a_kept_on
     step(1.0)
     step(1.0)
     torch.testing.assert_close(layer.weight.grad, 2 * copy)
+
+
+def flags_of_memory_at(place):
+    """Return what Linux knows of the mapping around an address: ``hg`` stands for huge pages."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(found[1], 16) <= place < int(found[2], 16)
+        elif inside and line.startswith("VmFlags:"):
+            return line.split()[1:]
+    return []
+
+
+@pytest.mark.skipif(not HUGE_PAGES.exists(), reason="the system has no huge pages to ask for")
+def test_a_large_table_asks_for_huge_pages():
+    rows = 2**24 // 4 // 64
+    layer = FullSoftmax(64, torch.ones(rows))
+    middle = layer.weight.data_ptr() + 2**23
+    assert "hg" in flags_of_memory_at(middle) and torch.isfinite(layer.weight).all()
+    ordinary = torch.empty(rows, 64)
+    assert "hg" not in flags_of_memory_at(ordinary.data_ptr() + 2**23)
+
+
+def test_a_table_is_of_the_type_and_on_the_device_that_torch_would_take():
+    before = torch.get_default_dtype()
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        torch.set_default_dtype(dtype)
+        try:
+            assert empty_table(3, 2).dtype == dtype and empty_table(3, 2).shape == (3, 2)
+        finally:
+            torch.set_default_dtype(before)
+    with torch.device("meta"):
+        assert empty_table(3, 2).is_meta
+    with FakeTensorMode():
+        assert type(empty_table(3, 2)) is FakeTensor

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lvsoftmax.layer import OutputLayer, unigram_log_prob
 from lvsoftmax.ops import partition
+from lvsoftmax.ops.buffers import empty_table
 from lvsoftmax.ops.linear_cross_entropy import BACKENDS, linear_cross_entropy, linear_cross_entropy_loss
 from lvsoftmax.ops.linear_cross_entropy.cost_model import cost_model
 from lvsoftmax.ops.noise import Sample
@@ -265,7 +266,7 @@ class AdaptiveSoftmax(OutputLayer):
 
 def _table(rows: int, width: int) -> nn.Parameter:
     bound = 1 / math.sqrt(width)
-    return nn.Parameter(torch.empty(rows, width).uniform_(-bound, bound))
+    return nn.Parameter(empty_table(rows, width).uniform_(-bound, bound))
 
 
 def _width(hidden_size: int, div_value: float, k: int) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lvsoftmax.layer import OutputLayer, unigram_log_prob
 from lvsoftmax.ops import partition
+from lvsoftmax.ops.buffers import empty_table
 from lvsoftmax.ops.grouped_nll import BACKENDS as GROUPED_BACKENDS
 from lvsoftmax.ops.grouped_nll import grouped_log_softmax, grouped_nll
 from lvsoftmax.ops.linear_cross_entropy import BACKENDS, linear_cross_entropy, linear_cross_entropy_loss
@@ -98,7 +99,7 @@ class ClassSoftmax(OutputLayer):
         class_count = torch.from_numpy(np.add.reduceat(count[order], bound[:-1])) - 1
         self.class_weight = nn.Parameter(torch.empty(number, hidden_size))
         self.class_bias = nn.Parameter(unigram_log_prob(class_count))
-        self.weight = nn.Parameter(torch.empty(self.vocab_size, hidden_size))
+        self.weight = nn.Parameter(empty_table(self.vocab_size, hidden_size))
         self.bias = nn.Parameter(unigram_log_prob(counts.cpu()[torch.from_numpy(order)]))
         for weight in (self.class_weight, self.weight):
             nn.init.uniform_(weight, -1 / math.sqrt(hidden_size), 1 / math.sqrt(hidden_size))

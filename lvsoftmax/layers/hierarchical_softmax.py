@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lvsoftmax.layer import OutputLayer
 from lvsoftmax.ops import partition
+from lvsoftmax.ops.buffers import empty_table
 from lvsoftmax.ops.path_nll import BACKENDS, path_nll, tree_log_prob
 
 
@@ -107,7 +108,7 @@ class HierarchicalSoftmax(OutputLayer):
         _lay_out(self)
         pace = torch.from_numpy(partition.paces(built, count)).float()
         self.register_buffer("pace", pace)
-        self.weight = nn.Parameter(torch.empty(self.vocab_size - 1, hidden_size))
+        self.weight = nn.Parameter(empty_table(self.vocab_size - 1, hidden_size))
         self.bias = nn.Parameter(torch.from_numpy(partition.log_odds(built, count)).float() / pace)
         nn.init.uniform_(self.weight, -1 / math.sqrt(hidden_size), 1 / math.sqrt(hidden_size))
 

@@ -2,12 +2,12 @@
 
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lvsoftmax.layer import OutputLayer
+from lvsoftmax.ops.buffers import empty_table
 
 
 @runtime_checkable
@@ -70,7 +70,7 @@ class LanguageModel(nn.Module):
                 raise ValueError(f"{type(output).__name__} has no row per word to tie to; set model.tie=false")
             self.embedding = None
         else:
-            self.embedding = nn.Parameter(torch.empty(output.vocab_size, backbone.embedding_size))
+            self.embedding = nn.Parameter(empty_table(output.vocab_size, backbone.embedding_size))
             nn.init.uniform_(self.embedding, -embedding_range, embedding_range)
 
     def embed(self, ids: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time embedding"]:
