@@ -36,11 +36,13 @@ from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.adagrad import adagrad
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
+from lvsoftmax.ops.buffers import empty_table
 from lvsoftmax.ops.row_update import adagrad_rows, adam_rows, sgd_rows
 
 
@@ -388,10 +390,16 @@ def _by_row(parameter: Tensor, size: str) -> bool:
 
 
 def _zeros(parameter: Tensor, size: str = "element") -> Tensor:
-    """Return zeros in the precision of sums, of the parameter's shape or with one number per row."""
+    """Return zeros in the precision of sums, of the parameter's shape or with one number per row.
+
+    Memory that the system gives only when it is touched would be given row by row as rare words occur, at the price of
+    a page fault each: a table's state is touched here, at once.
+    """
     dtype = torch.promote_types(parameter.dtype, torch.float32)
     if _by_row(parameter, size):
         return parameter.new_zeros(len(parameter), *(1 for _ in parameter.shape[1:]), dtype=dtype)
+    if parameter.ndim == 2 and type(parameter) in (Tensor, Parameter) and parameter.is_cpu:
+        return empty_table(*parameter.shape, dtype).zero_()
     return torch.zeros_like(parameter, dtype=dtype)
 
 

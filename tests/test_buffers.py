@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from lvsoftmax.layers.full_softmax import FullSoftmax
 from lvsoftmax.ops import buffers
 from lvsoftmax.ops.buffers import empty_like, empty_rows, empty_table, recycled
+from lvsoftmax.optim import Adagrad
 
 ENTRIES = buffers.SMALLEST // 4
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
@@ -119,11 +120,15 @@ def flags_of_memory_at(place):
 
 
 @pytest.mark.skipif(not HUGE_PAGES.exists(), reason="the system has no huge pages to ask for")
-def test_a_large_table_asks_for_huge_pages():
+def test_a_large_table_and_its_state_ask_for_huge_pages():
     rows = 2**24 // 4 // 64
     layer = FullSoftmax(64, torch.ones(rows))
     middle = layer.weight.data_ptr() + 2**23
     assert "hg" in flags_of_memory_at(middle) and torch.isfinite(layer.weight).all()
+    optimiser = Adagrad(layer.parameters(), lr=0.1)
+    layer(torch.ones(1, 64), torch.zeros(1, dtype=torch.long)).mean().backward()
+    optimiser.step()
+    assert "hg" in flags_of_memory_at(optimiser.state[layer.weight]["sum"].data_ptr() + 2**23)
     ordinary = torch.empty(rows, 64)
     assert "hg" not in flags_of_memory_at(ordinary.data_ptr() + 2**23)
 
