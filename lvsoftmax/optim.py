@@ -399,7 +399,8 @@ def _zeros(parameter: Tensor, size: str = "element") -> Tensor:
     if _by_row(parameter, size):
         return parameter.new_zeros(len(parameter), *(1 for _ in parameter.shape[1:]), dtype=dtype)
     if parameter.ndim == 2 and type(parameter) in (Tensor, Parameter) and parameter.is_cpu:
-        return empty_table(*parameter.shape, dtype).zero_()
+        rows, width = parameter.shape
+        return empty_table(rows, width, dtype).zero_()
     return torch.zeros_like(parameter, dtype=dtype)
 
 
