@@ -4,12 +4,9 @@ Letters in shapes: ``tokens`` in a batch, ``hidden`` size, ``vocab`` size. Word 
 most frequent one. Log-probabilities and losses are in nats.
 """
 
-import functools
-import inspect
 import math
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,11 +14,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from lvsoftmax.checked import check_methods
 from lvsoftmax.noise import Noise
 from lvsoftmax.ops.backends import Backends
 from lvsoftmax.ops.buffers import empty_table
 from lvsoftmax.ops.gumbel import gumbel_argmax
-from lvsoftmax.ops.inputs import check_argument, check_floating, check_vocabulary, check_words
 from lvsoftmax.ops.linear_cross_entropy import (
     BACKENDS,
     linear_cross_entropy,
@@ -36,51 +33,6 @@ from lvsoftmax.ops.normalisers import Exponential, Normaliser, log_normalise
 from lvsoftmax.ops.numerics import upcast
 from lvsoftmax.ops.softmax import logsumexp
 
-CHECKED = {"log_prob", "nll", "topk", "sample", "log_partition", "log_prob_and_partition", "draw", "forward", "loss"}
-"""Methods of a layer that take hidden vectors."""
-
-
-def _check_methods(cls: type[nn.Module]) -> None:
-    """Let the methods that a class of layers defines check what they are given."""
-    for name in CHECKED & vars(cls).keys():
-        setattr(cls, name, _checked(vars(cls)[name]))
-
-
-def _checked(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the method of a layer with its inputs checked first."""
-    names = list(inspect.signature(method).parameters)[1:]
-
-    @functools.wraps(method)
-    def checked(self: nn.Module, *args: Any, **options: Any) -> Any:
-        if not torch.compiler.is_compiling():
-            _check_inputs(self, **dict(zip(names, args, strict=False)), **options)
-        return method(self, *args, **options)
-
-    return checked
-
-
-def _check_inputs(
-    layer: Any,
-    hidden: Tensor,
-    target: Tensor | None = None,
-    weight: Tensor | None = None,
-    previous: Tensor | None = None,
-    **_: Any,
-) -> None:
-    own = next(layer.parameters(), hidden)  # a layer may have none
-    tokens, device = len(hidden), own.device
-    check_argument("hidden", hidden, (tokens, layer.hidden_size), device, "the layer")
-    check_floating("hidden", hidden)
-    if hidden.dtype != own.dtype and not torch.is_autocast_enabled(device.type):
-        raise ValueError(f"hidden has type {hidden.dtype} and the layer {own.dtype}; cast one, or use torch.autocast")
-    for name, words in (("target", target), ("previous", previous)):
-        if words is not None:
-            check_argument(name, words, (tokens,), device, "the layer")
-            check_words(name, words)
-            check_vocabulary(name, words, layer.vocab_size)
-    if weight is not None:
-        check_argument("weight", weight, (tokens,), device, "the layer")
-
 
 class OutputLayer(nn.Module, ABC):
     """A distribution over ``vocab`` words given a hidden vector.
@@ -89,8 +41,9 @@ class OutputLayer(nn.Module, ABC):
     ``loss``, ``topk`` and ``sample`` may be overridden, only to be faster. A layer that does not define ``forward``
     trains on its exact likelihood; one that does is a surrogate, and is still evaluated exactly through ``nll``.
 
-    What any of these methods is given is checked before it runs, in every layer: a ``ValueError`` names what has the
-    wrong shape, type or device. Target ids outside the vocabulary are found on the CPU only.
+    What any of these methods is given is checked before it runs, in every layer, once: not again where they call each
+    other. A ``ValueError`` names what has the wrong shape, type or device. Target ids outside the vocabulary are found
+    on the CPU only.
 
     Args:
         hidden_size: D, the width of the hidden vectors.
@@ -109,7 +62,7 @@ class OutputLayer(nn.Module, ABC):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        _check_methods(cls)
+        check_methods(cls)
 
     def __init__(self, hidden_size: int, counts: Tensor, *, backend: str = "auto") -> None:
         super().__init__()
@@ -266,7 +219,7 @@ class OutputLayer(nn.Module, ABC):
         self.load_generator_state(generators)
 
 
-_check_methods(OutputLayer)
+check_methods(OutputLayer)
 
 
 class DenseOutputLayer(OutputLayer):

@@ -5,12 +5,16 @@ of the tests of layers knows a layer's name.
 """
 
 import copy
+import threading
 
 import pytest
 import torch
 from cases import CASES, Batch, assert_close, dense, gradients, randomise, zipf_counts
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from lvsoftmax import checked as module
 from lvsoftmax import optim
+from lvsoftmax.layer import DenseOutputLayer
 from lvsoftmax.ops import buffers
 from lvsoftmax.ops.gather_dot import gather_dot
 from lvsoftmax.ops.path_nll import path_nll
@@ -148,6 +152,75 @@ def test_words_outside_the_vocabulary_are_named(case, word):
             wrong[2] = word
             with pytest.raises(ValueError, match=rf"^{name} has ids from .*: they must be in \[0, 97\)"):
                 call(layer, method, given | {name: wrong})
+
+
+class Failing(TorchDispatchMode):
+    """Counts operations; the one whose number is given fails."""
+
+    def __init__(self, fail_at=0):
+        super().__init__()
+        self.count, self.fail_at = 0, fail_at
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        if self.count == self.fail_at:
+            raise InterruptedError
+        return func(*args, **kwargs or {})
+
+
+@for_every_yaml
+def test_words_are_checked_after_any_method_has_failed(case):
+    """In its last operation, far behind the checks."""
+    layer = case.build()
+    given = inputs(layer)
+    refused = given | {name: torch.full_like(given[name], 97) for name in ("target", "previous")}
+    for method in ARGUMENTS:
+        with Failing() as counted:
+            call(layer, method, given)
+        if counted.count:
+            state = layer.generator_state()
+            with pytest.raises(InterruptedError), Failing(counted.count):
+                layer.load_generator_state(state)
+                call(layer, method, given)
+        for other, names in ARGUMENTS.items():
+            if "target" in names:
+                with pytest.raises(ValueError, match=r"^target has ids from 97 to 97"):
+                    call(layer, other, refused)
+
+
+@for_every_yaml
+def test_what_methods_hand_on_to_each_other_is_checked_once(case, monkeypatch):
+    layer = case.build()
+    given, checked = inputs(layer), []
+    monkeypatch.setattr(module, "_check_inputs", lambda self, *_, **__: checked.append(self))
+    for method in ARGUMENTS:
+        checked.clear()
+        call(layer, method, given)
+        assert checked == [layer]
+
+
+def test_a_layer_inside_another_and_another_thread_are_checked_each_for_itself():
+    """While one of its methods runs, the layer is called in a thread, and another layer here and there."""
+    refused, given = [], {"hidden": torch.randn(3, 4), "target": torch.tensor([0, 1, 97])}
+
+    class Asking(DenseOutputLayer):
+        def normalise(self, logits):
+            for layer in (other, self):
+                asks = threading.Thread(target=ask, args=(layer,))
+                asks.start()
+                asks.join()
+            ask(other)
+            return super().normalise(logits)
+
+    def ask(layer):
+        with pytest.raises(ValueError, match=r"^target has ids from 0 to 97"):
+            layer.draw(**given)
+        refused.append(layer)
+
+    layer, other = Asking(4, zipf_counts(97)), DenseOutputLayer(4, zipf_counts(97))
+    layer.log_prob(given["hidden"])
+    assert refused == [other, layer, other]
+    ask(layer)
 
 
 @pytest.mark.parametrize("optimiser", [optim.SGD, optim.Adagrad, optim.Adam])
