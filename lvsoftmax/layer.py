@@ -379,4 +379,4 @@ def check_counts(counts: Tensor) -> None:
 def unigram_log_prob(counts: Tensor) -> Tensor:
     """Return the log of the relative frequencies with one added to every count, so that none is zero."""
     raised = counts.double() + 1
-    return (raised / raised.sum()).log().float()
+    return (raised / raised.sum()).log().to(torch.promote_types(torch.get_default_dtype(), torch.float32))

@@ -103,6 +103,16 @@ def test_a_layer_in_half_precision_sums_in_single(case, dtype):
 
 
 @for_every_yaml
+@pytest.mark.usefixtures("in_double")
+def test_a_layer_is_of_the_default_type(case):
+    layer = case.build()
+    assert {parameter.dtype for parameter in layer.parameters()} <= {torch.float64}
+    given = inputs(layer, torch.float64)
+    for method in ("loss", "nll", "log_prob"):
+        assert call(layer, method, given).dtype == torch.float64
+
+
+@for_every_yaml
 @without_type_checks
 def test_what_is_on_another_device_is_named(case):
     layer = case.build()

@@ -47,6 +47,16 @@ def test_without_weights_it_is_the_smoothed_unigram_distribution(tree, counts):
     assert_close(layer.nll(hidden[:1], torch.tensor([1])), -unigram_log_prob(counts)[1:2], 2e-6)
 
 
+@pytest.mark.usefixtures("in_double")
+@for_every_tree
+def test_in_double_it_starts_as_near_to_that_as_double_is(tree):
+    layer = build(tree)
+    assert layer.pace.dtype == layer.bias.dtype == torch.float64
+    layer.weight.data.zero_()
+    expected = ((COUNTS.double() + 1) / (COUNTS.double() + 1).sum()).log()
+    assert_close(layer.log_prob(torch.randn(3, 8)), expected.expand(3, -1), 1e-12)
+
+
 def test_random_trees_follow_the_global_seed():
     def words(seed):
         torch.manual_seed(seed)

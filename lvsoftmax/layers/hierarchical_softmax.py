@@ -106,10 +106,10 @@ class HierarchicalSoftmax(OutputLayer):
         self.register_buffer("word_branch", torch.from_numpy(built.word_branch))
         self.register_load_state_dict_post_hook(_lay_out)
         _lay_out(self)
-        pace = torch.from_numpy(partition.paces(built, count)).float()
+        pace = torch.as_tensor(partition.paces(built, count), dtype=torch.get_default_dtype())
         self.register_buffer("pace", pace)
         self.weight = nn.Parameter(empty_table(self.vocab_size - 1, hidden_size))
-        self.bias = nn.Parameter(torch.from_numpy(partition.log_odds(built, count)).float() / pace)
+        self.bias = nn.Parameter(torch.as_tensor(partition.log_odds(built, count), dtype=pace.dtype) / pace)
         nn.init.uniform_(self.weight, -1 / math.sqrt(hidden_size), 1 / math.sqrt(hidden_size))
 
     def log_prob(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens vocab"]:
