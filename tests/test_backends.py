@@ -162,3 +162,11 @@ def test_triton_is_for_cuda_devices(monkeypatch):
 def test_every_source_compiles_where_there_is_a_compiler(path):
     """Otherwise the laws of its backend would be skipped in silence."""
     CppLibrary(path).load()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_no_library_allocates_memory(path):
+    """It could not say that there is none: what it needs comes as a tensor."""
+    symbols = Path(CppLibrary(path).load()._name).read_bytes().split(b"\0")
+    assert not {b"malloc", b"calloc", b"realloc", b"_Znwm", b"_Znam"} & set(symbols)

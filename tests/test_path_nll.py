@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lvsoftmax.ops import partition
+from lvsoftmax.ops import buffers, partition
 from lvsoftmax.ops.backends import interprets_triton
 from lvsoftmax.ops.path_nll import BACKENDS, native, path_nll
 
@@ -250,3 +250,51 @@ def test_an_unknown_backend_is_named():
     assert BACKENDS.choose("auto", "cpu") == (
         "cpp" if native.LIBRARY.obstacle(torch.device("cpu")) is None else "eager"
     )
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+
+@compiled
+@for_every_tree
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_workspace_is_enough_and_only_it_is_written(tree, threads, monkeypatch):
+    """What lies behind it in memory stays as it was, and nothing depends on what it held."""
+    torch.set_num_threads(threads)
+    taken, take = [], buffers.recycled
+
+    def guarded(shape, dtype):
+        whole = take((math.prod(shape) + 64,), dtype).fill_(-77 if dtype.is_signed else 77)
+        taken.append(whole)
+        return whole[:-64].view(*shape)
+
+    for tokens in (1, 40, 500):
+        given = problem(tree, tokens, 8)
+        expected = step(given, "cpp")
+        with monkeypatch.context() as patched:
+            patched.setattr(native, "recycled", guarded)
+            found = step(given, "cpp")
+        assert all(torch.equal(one.to_dense(), other.to_dense()) for one, other in zip(found, expected, strict=True))
+    assert len(taken) == 15 and all((whole[-64:].int().abs() == 77).all() for whole in taken)
+
+
+@compiled
+def test_any_request_for_memory_that_fails_is_an_error_and_the_next_step_goes_on(monkeypatch):
+    given = problem(TREES["zipf"], 40, 8)
+    expected, take, count = step(given, "cpp"), native.recycled, 0
+
+    def limited(shape, dtype):
+        nonlocal count
+        count += 1
+        if count == fail_at:
+            raise MemoryError("out of memory")
+        return take(shape, dtype)
+
+    monkeypatch.setattr(native, "recycled", limited)
+    for fail_at in range(1, 6):
+        count = 0
+        with pytest.raises(MemoryError):
+            step(given, "cpp")
+        again = step(given, "cpp")
+        assert count == fail_at + 5
+        assert all(torch.equal(one.to_dense(), other.to_dense()) for one, other in zip(again, expected, strict=True))

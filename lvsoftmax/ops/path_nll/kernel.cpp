@@ -7,6 +7,8 @@
 //
 // Letters: N tokens, D hidden, M nodes, L depth of the tree, U nodes that are met, P pairs of a token and a node on its
 // path, in the order of the pieces.
+//
+// Nothing is allocated here, since running out of memory would end the process: whoever calls brings the workspace.
 
 #include <omp.h>
 
@@ -16,7 +18,6 @@
 #include <cstring>
 #include <type_traits>
 #include <utility>
-#include <vector>
 
 namespace {
 
@@ -169,18 +170,19 @@ void by_fours(int64_t count, Function function) {
   if (count - i == 1) function(i, std::integral_constant<int, 1>());
 }
 
+// work: [threads, 3, room], with room for the pairs of any block.
 template <typename T>
 void forward(const Plan& plan, const T* hidden, const T* weight, const T* bias, const T* pace, int64_t width,
-             int64_t threads, T* slope, T* nll) {
+             int64_t room, int64_t threads, T* work, T* slope, T* nll) {
 #pragma omp parallel num_threads(threads)
   {
     const Piece* end = plan.piece + plan.block_piece[blocks(plan.tokens)];
-    std::vector<T> factor, confidence, shortfall;
+    T* factor = work + omp_get_thread_num() * 3 * room;
+    T *confidence = factor + room, *shortfall = confidence + room;
 #pragma omp for schedule(static)
     for (int64_t block = 0; block < blocks(plan.tokens); block++) {
       const Piece *first = plan.piece + plan.block_piece[block], *last = plan.piece + plan.block_piece[block + 1];
       const int64_t pairs = last[-1].pair + last[-1].size - first->pair;
-      factor.resize(pairs), confidence.resize(pairs), shortfall.resize(pairs);
       for (const Piece* p = first; p < last; p++) {
         if (p + AHEAD < end && p[AHEAD].opens) ask_for(weight + plan.met[p[AHEAD].met].node * width, width);
         const int64_t node = plan.met[p->met].node, at = p->pair - first->pair;
@@ -193,7 +195,7 @@ void forward(const Plan& plan, const T* hidden, const T* weight, const T* bias, 
         }
       }
       T* to_slope = slope + first->pair;
-      decide(confidence.data(), pairs, shortfall.data(), to_slope);
+      decide(confidence, pairs, shortfall, to_slope);
       for (int64_t i = 0; i < pairs; i++) to_slope[i] *= -factor[i];
       for (int64_t i = block * BLOCK; i < std::min((block + 1) * BLOCK, plan.tokens); i++) nll[plan.order[i]] = 0;
       for (const Piece* p = first; p < last; p++) {
@@ -203,10 +205,10 @@ void forward(const Plan& plan, const T* hidden, const T* weight, const T* bias, 
   }
 }
 
-// A gradient whose pointer is null is not wanted.
+// A gradient whose pointer is null is not wanted. shared: [U] workspace.
 template <typename T>
 void backward(const Plan& plan, const T* hidden, const T* weight, const T* slope, const T* upstream, int64_t width,
-              int64_t nodes, bool by_node, int64_t threads, T* to_hidden, T* to_weight, T* to_bias) {
+              int64_t nodes, bool by_node, int64_t threads, char* shared, T* to_hidden, T* to_weight, T* to_bias) {
   const auto add = [&](const Piece& p, bool to_tokens, bool to_node) {
     const Met met = plan.met[p.met];
     const int64_t out = by_node ? met.node : met.row;
@@ -237,7 +239,7 @@ void backward(const Plan& plan, const T* hidden, const T* weight, const T* slope
   const Piece* end = plan.piece + plan.block_piece[all];
   // Threads take consecutive blocks each. A node whose pieces lie with several threads waits until all are done, so
   // that its sum has one order, however many there are.
-  std::vector<char> shared(nodes);
+  std::memset(shared, 0, nodes);
   for (int64_t thread = 1; thread < threads; thread++) {
     const Piece* start = plan.piece + plan.block_piece[all * thread / threads];
     for (const Piece* p = start; p < end && p->first == start->first; p++) shared[p->met] |= !p->opens;
@@ -270,56 +272,63 @@ void backward(const Plan& plan, const T* hidden, const T* weight, const T* slope
 }  // namespace
 
 // Sorts the tokens, finds the pieces and the nodes met. There is room for N L of both; counts becomes {U, P}.
+// work: [2 N + 5 L + 1].
 extern "C" void plan(const int32_t* node_branch, const int32_t* word_branch, const int32_t* word_rank, int64_t depth,
                      const int64_t* target, int64_t tokens, int32_t* order, Piece* piece, Met* met,
-                     int32_t* block_piece, int64_t* counts) {
-  std::vector<std::pair<int32_t, int32_t>> sorted(tokens);
-  for (int64_t i = 0; i < tokens; i++) sorted[i] = {word_rank[target[i]], i};
-  std::sort(sorted.begin(), sorted.end());
-  std::vector<int32_t> path, before;              // branches from the root to the leaf of this token, and of the last
-  std::vector<int32_t> node(depth), open(depth);  // of every level on the way: the node met, and its open piece
-  std::vector<int32_t> level, next(depth + 1);    // of every node met; of every level, how many are met
-  int32_t nodes = 0, pieces = 0, pairs = 0;
+                     int32_t* block_piece, int32_t* work, int64_t* counts) {
+  struct Ranked {
+    int32_t rank, token;
+  };
+  Ranked* sorted = reinterpret_cast<Ranked*>(work);
+  for (int32_t i = 0; i < tokens; i++) sorted[i] = {word_rank[target[i]], i};
+  std::sort(sorted, sorted + tokens, [](const Ranked& a, const Ranked& b) {
+    return a.rank < b.rank || (a.rank == b.rank && a.token < b.token);
+  });
+  int32_t *path = work + 2 * tokens, *before = path + depth;  // from the root to the leaf of this token, and of the last
+  int32_t *node = before + depth, *open = node + depth;       // of every level on the way: the node met, its open piece
+  int32_t* next = open + depth;                               // of every level, how many are met
+  std::fill(next, next + depth + 1, 0);
+  int32_t nodes = 0, pieces = 0, pairs = 0, length = 0, last = 0;  // of the two paths
 
-  const auto close = [&](size_t from, int32_t token) {
-    for (size_t l = from; l < before.size(); l++) {
+  const auto close = [&](int32_t from, int32_t token) {
+    for (int32_t l = from; l < last; l++) {
       Piece& p = piece[open[l]];
       p.size = token - p.first;
       if (p.left < 0) p.left = before[l] & 1 ? 0 : p.size;
     }
   };
   for (int32_t i = 0; i < tokens; i++) {
-    order[i] = sorted[i].second;
-    path.clear();
+    order[i] = sorted[i].token;
+    length = 0;
     for (int32_t branch = word_branch[target[order[i]]]; branch >= 0; branch = node_branch[branch >> 1]) {
-      path.push_back(branch);
+      path[length++] = branch;
     }
-    std::reverse(path.begin(), path.end());
-    size_t common = 0;
-    while (common < before.size() && path[common] == before[common]) common++;
-    const size_t fresh = i ? common + 1 : 0;  // at the node where they part, the last token went left and this one right
+    std::reverse(path, path + length);
+    int32_t common = 0;
+    while (common < last && path[common] == before[common]) common++;
+    const int32_t fresh = i ? common + 1 : 0;  // at the node where they part, the last token went left and this one right
     const bool cut = i % BLOCK == 0;
     close(cut ? 0 : fresh, i);
-    if (!cut && common < path.size()) piece[open[common]].left = i - piece[open[common]].first;
+    if (!cut && common < length) piece[open[common]].left = i - piece[open[common]].first;
     if (cut) block_piece[i / BLOCK] = pieces;
-    for (size_t l = fresh; l < path.size(); l++) {
-      met[nodes] = {path[l] >> 1, 0};
-      level.push_back(l);
+    for (int32_t l = fresh; l < length; l++) {
+      met[nodes] = {path[l] >> 1, l};  // the level, until there are rows
       next[l + 1]++;
       node[l] = nodes++;
     }
-    for (size_t l = cut ? 0 : fresh; l < path.size(); l++) {
+    for (int32_t l = cut ? 0 : fresh; l < length; l++) {
       piece[pieces] = {node[l], i, 0, -1, 0, l >= fresh};
       open[l] = pieces++;
     }
     std::swap(path, before);
+    last = length;
   }
   close(0, tokens);
   block_piece[blocks(tokens)] = pieces;
   for (int32_t s = 0; s < pieces; s++) piece[s].pair = pairs, pairs += piece[s].size;
   // The nodes of a level are numbered from left to right: in the order in which they were met.
   for (int64_t l = 0; l < depth; l++) next[l + 1] += next[l];
-  for (int32_t u = 0; u < nodes; u++) met[u].row = next[level[u]]++;
+  for (int32_t u = 0; u < nodes; u++) met[u].row = next[met[u].row]++;
   counts[0] = nodes, counts[1] = pairs;
 }
 
@@ -330,15 +339,16 @@ extern "C" void numbers_met(const Met* met, int64_t nodes, int64_t* number) {
 #define FOR_TYPE(T)                                                                                                   \
   extern "C" void forward_##T(const int32_t* order, const Piece* piece, const Met* met, const int32_t* block_piece,   \
                               int64_t tokens, const T* hidden, const T* weight, const T* bias, const T* pace,         \
-                              int64_t width, int64_t threads, T* slope, T* nll) {                                     \
-    forward({order, piece, met, block_piece, tokens}, hidden, weight, bias, pace, width, threads, slope, nll);        \
+                              int64_t width, int64_t room, int64_t threads, T* work, T* slope, T* nll) {              \
+    forward({order, piece, met, block_piece, tokens}, hidden, weight, bias, pace, width, room, threads, work, slope,  \
+            nll);                                                                                                     \
   }                                                                                                                   \
   extern "C" void backward_##T(const int32_t* order, const Piece* piece, const Met* met, const int32_t* block_piece,  \
                                int64_t tokens, const T* hidden, const T* weight, const T* slope, const T* upstream,   \
-                               int64_t width, int64_t nodes, int64_t by_node, int64_t threads, T* to_hidden,          \
-                               T* to_weight, T* to_bias) {                                                            \
+                               int64_t width, int64_t nodes, int64_t by_node, int64_t threads, char* shared,          \
+                               T* to_hidden, T* to_weight, T* to_bias) {                                              \
     backward({order, piece, met, block_piece, tokens}, hidden, weight, slope, upstream, width, nodes, by_node,        \
-             threads, to_hidden, to_weight, to_bias);                                                                 \
+             threads, shared, to_hidden, to_weight, to_bias);                                                         \
   }
 
 FOR_TYPE(float)

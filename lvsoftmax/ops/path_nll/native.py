@@ -54,13 +54,16 @@ class _Compiled(torch.autograd.Function):
         counts = torch.empty(2, dtype=torch.int64)
         plan = (order_N, piece, met, block_piece)
         tree = (node_branch_M, word_branch_V, word_rank_V, depth)
-        LIBRARY.call("plan", *tree, target_N.contiguous(), tokens, *plan, counts)
+        work = recycled((2 * tokens + 5 * depth + 1,), torch.int32)
+        LIBRARY.call("plan", *tree, target_N.contiguous(), tokens, *plan, work, counts)
         ctx.met_nodes, pairs = counts.tolist()
         slope_P, nll_N = x_ND.new_empty(pairs), x_ND.new_empty(tokens)
+        threads, room = torch.get_num_threads(), BLOCK * depth
+        work = recycled((threads, 3, room), x_ND.dtype)
         parameters = (x.to(x_ND.dtype).contiguous() for x in (weight_MD, bias_M, pace_M))
         LIBRARY.call(
             f"forward_{C_TYPES[x_ND.dtype]}",
-            *(*plan, tokens, x_ND, *parameters, width, torch.get_num_threads(), slope_P, nll_N),
+            *(*plan, tokens, x_ND, *parameters, width, room, threads, work, slope_P, nll_N),
         )
         ctx.save_for_backward(hidden_ND, weight_MD, bias_M, slope_P, *plan)
         ctx.sparse = sparse
@@ -87,10 +90,11 @@ class _Compiled(torch.autograd.Function):
             for gradient in found[1:]:
                 if gradient is not None:
                     gradient.zero_()
+        shared = recycled((ctx.met_nodes,), torch.uint8)
         LIBRARY.call(
             f"backward_{C_TYPES[x_ND.dtype]}",
             *(*plan, tokens, x_ND, weight_MD.to(x_ND.dtype).contiguous(), slope_P, upstream_N.contiguous()),
-            *(width, ctx.met_nodes, int(not ctx.sparse), torch.get_num_threads(), *found),
+            *(width, ctx.met_nodes, int(not ctx.sparse), torch.get_num_threads(), shared, *found),
         )
         to_hidden_ND, to_weight, to_bias = (
             None if gradient is None else gradient.view(len(gradient), *like.shape[1:]).to(like.dtype)
