@@ -275,7 +275,7 @@ FAULTS = [
         ),
     ),
     _fault(
-        "self_normalized_softmax: the penalty without its square",
+        "self_normalized_softmax: the penalty without its square, and none in the fused loss",
         "test_self_normalized_softmax.py",
         (
             "layers/self_normalized_softmax.py",
@@ -336,7 +336,7 @@ FAULTS = [
         ),
     ),
     _fault(
-        "mixture_of_softmaxes: logits mixed instead of probabilities",
+        "mixture_of_softmaxes: log-probabilities mixed instead of probabilities",
         "test_mixture_of_softmaxes.py",
         (
             "ops/mixture_nll/reference.py",
@@ -387,7 +387,7 @@ FAULTS = [
         ("ops/normalisers.py", "return score + F.logsigmoid(score)", "return score + F.logsigmoid(-score)"),
     ),
     _fault(
-        "other normalisers: a symmetric Jacobian",
+        "other normalisers: the transpose of the Jacobian",
         "test_normalisers.py",
         ("ops/normalisers.py", "p.unsqueeze(-2)) * slope.unsqueeze(-2)", "p.unsqueeze(-2)) * slope.unsqueeze(-1)"),
     ),
@@ -412,7 +412,7 @@ FAULTS = [
         ("ops/sparse.py", "share_NV = g_NV / g_NV.sum(1, keepdim=True)", "share_NV = 0 * g_NV"),
     ),
     _fault(
-        "entmax: groups whose largest entry is no bound",
+        "entmax: half the bound on what is in the support",
         "test_sparse.py test_linear_entmax.py",
         ("ops/sparse.py", "SLACK = 1.001", "SLACK = 0.5"),
     ),
@@ -441,7 +441,7 @@ FAULTS = [
         ("ops/gumbel.py", "return soft + (one_hot - soft).detach()", "return one_hot"),
     ),
     _fault(
-        "online: sums merged without rescaling",
+        "online: the first of two merged sums not rescaled",
         "test_online.py",
         ("ops/online.py", "a.total * (a.maximum - base).exp() + b.total", "a.total + b.total"),
     ),
@@ -456,12 +456,12 @@ FAULTS = [
         ("ops/online.py", ".sub_(through_total[..., rows, :])", ".sub_(0 * through_total[..., rows, :])"),
     ),
     _fault(
-        "midx: the correction is K short",
+        "midx: the correction lacks log K",
         "test_noise_of_contexts.py test_sampled_softmax.py",
         ("noise/midx.py", "shift = math.log(self.count)", "shift = 0.0"),
     ),
     _fault(
-        "exact softmax in C++: gradient of the target as p - 1 without its logit",
+        "exact softmax in C++: half the gradient of the squared log-sum-exp",
         "test_linear_cross_entropy.py",
         ("ops/linear_cross_entropy/kernel.cpp", "slope = 2 * args.z_loss", "slope = 1 * args.z_loss"),
     ),
@@ -480,7 +480,7 @@ FAULTS = [
         ),
     ),
     _fault(
-        "evaluation: a mean of batches' means",
+        "evaluation: the mean of the first half of the tokens only",
         "test_evaluate.py",
         ("evaluate.py", 'nll = _mean(text["nll"])', 'nll = _mean(text["nll"][: len(text["nll"]) // 2])'),
     ),
