@@ -231,6 +231,33 @@ def assert_close(actual: Any, expected: Any, tolerance: float) -> None:
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
+def assert_one_gradient_alone(layer: OutputLayer, wanted: int) -> None:
+    """Of hidden vectors, weight and bias, when nothing else needs a gradient: as the definition has it."""
+    hidden, target = torch.randn(5, layer.hidden_size), torch.tensor([0, 3, 96, 3, 50])
+    variables = [hidden, layer.weight, layer.bias]
+    for i, variable in enumerate(variables):
+        variable.requires_grad_(i == wanted)
+    (actual,) = torch.autograd.grad(layer.nll(hidden, target).sum(), variables[wanted])
+    (expected,) = torch.autograd.grad(-layer.log_prob(hidden)[range(5), target].sum(), variables[wanted])
+    assert_close(actual.to_dense(), expected, 1e-5)
+
+
+def assert_strided(layer: OutputLayer) -> None:
+    """Inputs, table and upstream gradient that are not contiguous: values and gradients as the definition has them."""
+    layer.weight.data = layer.weight.data.T.contiguous().T
+    hidden = torch.randn(layer.hidden_size, 10).T[::2].requires_grad_()
+    target = torch.randint(97, (10,))[::2]
+    actual, expected = layer.nll(hidden, target), -layer.log_prob(hidden)[range(5), target]
+    assert_close(actual, expected, 1e-5)
+    upstream = torch.tensor(0.3).expand(5)
+    for one, other in zip(
+        torch.autograd.grad(actual, (hidden, layer.weight), upstream),
+        torch.autograd.grad(expected, (hidden, layer.weight), upstream),
+        strict=True,
+    ):
+        assert_close(one.to_dense(), other, 1e-5)
+
+
 def assert_mean(values: Tensor, expected: Tensor) -> None:
     """The mean of independent ``values`` along the first dimension is ``expected``, within four standard errors."""
     standard_error = values.std(0) / len(values) ** 0.5

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import COUNTS, assert_close, randomise, zipf_counts
+from cases import COUNTS, assert_close, assert_one_gradient_alone, assert_strided, randomise, zipf_counts
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lvsoftmax.layer import unigram_log_prob
@@ -90,30 +90,11 @@ def test_sparse_gradients_have_the_rows_of_the_paths(tree, tokens):
 @pytest.mark.parametrize("wanted", range(3))
 @pytest.mark.parametrize("sparse", [False, True])
 def test_one_gradient_alone(sparse, wanted):
-    layer = randomise(build(sparse=sparse))
-    hidden, target = torch.randn(5, 8), torch.tensor([0, 3, 96, 3, 50])
-    variables = [hidden, layer.weight, layer.bias]
-    for i, variable in enumerate(variables):
-        variable.requires_grad_(i == wanted)
-    (actual,) = torch.autograd.grad(layer.nll(hidden, target).sum(), variables[wanted])
-    (expected,) = torch.autograd.grad(-layer.log_prob(hidden)[range(5), target].sum(), variables[wanted])
-    assert_close(actual.to_dense(), expected, 1e-5)
+    assert_one_gradient_alone(randomise(build(sparse=sparse)), wanted)
 
 
 def test_strided_inputs():
-    layer = randomise(build())
-    layer.weight.data = layer.weight.data.T.contiguous().T
-    hidden = torch.randn(8, 10).T[::2].requires_grad_()
-    target = torch.randint(97, (10,))[::2]
-    actual, expected = layer.nll(hidden, target), -layer.log_prob(hidden)[range(5), target]
-    assert_close(actual, expected, 1e-5)
-    upstream = torch.tensor(0.3).expand(5)
-    for one, other in zip(
-        torch.autograd.grad(actual, (hidden, layer.weight), upstream),
-        torch.autograd.grad(expected, (hidden, layer.weight), upstream),
-        strict=True,
-    ):
-        assert_close(one.to_dense(), other, 1e-5)
+    assert_strided(randomise(build()))
 
 
 def test_a_half_precision_layer_sums_in_float32():
