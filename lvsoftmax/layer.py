@@ -21,6 +21,7 @@ from lvsoftmax.ops.buffers import empty_table
 from lvsoftmax.ops.gumbel import gumbel_argmax
 from lvsoftmax.ops.linear_cross_entropy import (
     BACKENDS,
+    NORMALISED_BACKENDS,
     linear_cross_entropy,
     linear_cross_entropy_loss,
     linear_logsumexp,
@@ -288,7 +289,8 @@ class DenseOutputLayer(OutputLayer):
             return super().nll(hidden, target)
         if isinstance(self.normaliser, Exponential):
             return linear_cross_entropy(*self.operands(hidden), target, **self._exact_options())
-        return normalised_cross_entropy(*self.operands(hidden), target, self.normaliser)
+        backend = self._backend_of(NORMALISED_BACKENDS)
+        return normalised_cross_entropy(*self.operands(hidden), target, self.normaliser, backend=backend)
 
     def loss(
         self,
@@ -303,7 +305,8 @@ class DenseOutputLayer(OutputLayer):
             return super().loss(hidden, target, weight, previous, sample)
         if isinstance(self.normaliser, Exponential):
             return linear_cross_entropy_loss(*self.operands(hidden), target, weight, **self._exact_options())
-        return normalised_cross_entropy_loss(*self.operands(hidden), target, weight, self.normaliser)
+        backend = self._backend_of(NORMALISED_BACKENDS)
+        return normalised_cross_entropy_loss(*self.operands(hidden), target, weight, self.normaliser, backend=backend)
 
     def log_partition(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens"] | None:
         """Return the log of the sum of the weights, under the default hook."""
@@ -349,9 +352,11 @@ class DenseOutputLayer(OutputLayer):
         return F.embedding(ids, self.weight, sparse=self.sparse)
 
     def _exact_options(self) -> dict[str, Any]:
+        return {"softcap": self.softcap, "backend": self._backend_of(BACKENDS)}
+
+    def _backend_of(self, backends: Backends) -> str:
         # The backends of a surrogate may have other names; the exact operation then takes the best of its own.
-        backend = self.backend if self.backends is BACKENDS or self.backend == "eager" else "auto"
-        return {"softcap": self.softcap, "backend": backend}
+        return self.backend if self.backends is backends or self.backend == "eager" else "auto"
 
     def _normalises_by_weight(self) -> bool:
         return type(self).normalise is DenseOutputLayer.normalise

@@ -466,6 +466,39 @@ FAULTS = [
         ("ops/linear_cross_entropy/kernel.cpp", "slope = 2 * args.z_loss", "slope = 1 * args.z_loss"),
     ),
     _fault(
+        "spherical softmax in C++: the derivative of a square without its 2",
+        "test_normalised_cross_entropy.py -k cpp",
+        (
+            "ops/linear_cross_entropy/weights.h",
+            "T derivative(T reference) const { return 2 / reference; }",
+            "T derivative(T reference) const { return 1 / reference; }",
+        ),
+    ),
+    _fault(
+        "spherical softmax in C++: squares without epsilon",
+        "test_normalised_cross_entropy.py -k cpp",
+        ("ops/linear_cross_entropy/weights.h", "kept * kept + to.epsilon", "kept * kept"),
+    ),
+    _fault(
+        "spherical softmax in C++: the target's epsilon left in the sum",
+        "test_normalised_cross_entropy.py -k cpp",
+        ("ops/linear_cross_entropy/weights.h", "return ratio * ratio;", "return 0 * ratio;"),
+    ),
+    _fault(
+        "sigsoftmax in C++: the derivative without the sigmoid's own",
+        "test_normalised_cross_entropy.py -k cpp",
+        ("ops/linear_cross_entropy/weights.h", "weight * (T(2) - to.above * q)", "weight"),
+    ),
+    _fault(
+        "sigsoftmax in C++: sums moved to another reference as exponentials are",
+        "test_normalised_cross_entropy.py -k cpp",
+        (
+            "ops/linear_cross_entropy/weights.h",
+            "(before - after) + (negative(before) - negative(after))",
+            "before - after",
+        ),
+    ),
+    _fault(
         "calibration: the temperature's inverse",
         "test_calibration.py",
         ("calibration.py", "return 1 / inverse", "return inverse"),

@@ -95,12 +95,14 @@ def test_a_library_is_compiled_when_first_called(source, cache):
     assert [file.stat().st_mtime_ns for file in cache.iterdir()] == [before]
 
 
-@pytest.mark.parametrize("change", ["source", "flags", "processor"])
+@pytest.mark.parametrize("change", ["source", "header", "flags", "processor"])
 def test_a_change_of_what_the_code_follows_from_compiles_anew(source, cache, monkeypatch, change):
     CppLibrary(source).load()
     backends._load.cache_clear()
     if change == "source":
         source.write_text(SOURCE + "\n")
+    if change == "header":
+        source.with_name("included.h").write_text("// anything")
     if change == "processor":
         monkeypatch.setattr(backends, "processor", lambda: "another")
     CppLibrary(source, *(["-DSOMETHING"] if change == "flags" else [])).load()

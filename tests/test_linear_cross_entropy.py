@@ -490,7 +490,7 @@ def test_results_do_not_depend_on_the_weather(backend):
 
 def test_blocks_fit_into_what_may_be_kept(monkeypatch):
     monkeypatch.setattr(native, "TOKENS", 512)
-    assert native._block(4096, 100_000, 4, True) == (456, True)
+    assert native._block(4096, 100_000, 4, True) == (410, True)
     assert native._block(1024, 33_278, 4, True) == (512, True)
     assert native._block(1024, 33_278, 4, False) == (512, False)
     assert native._block(4096, 1_000_000, 4, True) == (512, False)

@@ -1,8 +1,11 @@
 """The sigsoftmax: exponentials times sigmoids."""
 
+from typing import Literal
+
 from torch import Tensor
 
 from lvsoftmax.layer import DenseOutputLayer
+from lvsoftmax.ops.linear_cross_entropy import NORMALISED_BACKENDS
 from lvsoftmax.ops.normalisers import Sigmoidal
 
 
@@ -17,7 +20,7 @@ class SigSoftmax(DenseOutputLayer):
     for a probability of 1 / V, so that they lie about the bend of ``log f``.
 
     Cost per token: ``6 D V`` FLOPs for a training step, ``2 D V`` for evaluation, and one exponential per word; memory
-    of one block of scores and their weights.
+    of one block of scores, twice that in eager.
 
     Reference: Kanai, Fujiwara, Yamanaka & Adachi 2018, Sigsoftmax: Reanalysis of the Softmax Bottleneck, definition of
     sigsoftmax. The paper has no bias at the unigram distribution. Computed in log space.
@@ -26,7 +29,20 @@ class SigSoftmax(DenseOutputLayer):
         hidden_size: D.
         counts: ``[vocab]`` training frequency of each word, non-increasing.
         bias: whether words have a bias b.
+        backend: what computes loss and gradients; ``auto`` takes the fastest that can run on the device.
+
+    Raises:
+        ValueError: ``backend`` cannot run here.
     """
 
-    def __init__(self, hidden_size: int, counts: Tensor, *, bias: bool = True) -> None:
-        super().__init__(hidden_size, counts, bias=bias, normaliser=Sigmoidal())
+    backends = NORMALISED_BACKENDS
+
+    def __init__(
+        self,
+        hidden_size: int,
+        counts: Tensor,
+        *,
+        bias: bool = True,
+        backend: Literal["auto", "eager", "cpp"] = "auto",
+    ) -> None:
+        super().__init__(hidden_size, counts, bias=bias, backend=backend, normaliser=Sigmoidal())

@@ -1,8 +1,11 @@
 """The spherical softmax: squares in the place of exponentials."""
 
+from typing import Literal
+
 from torch import Tensor
 
 from lvsoftmax.layer import DenseOutputLayer
+from lvsoftmax.ops.linear_cross_entropy import NORMALISED_BACKENDS
 from lvsoftmax.ops.normalisers import Spherical
 
 
@@ -18,7 +21,7 @@ class SphericalSoftmax(DenseOutputLayer):
     that of the rarest word being ``sqrt(epsilon)``, where ``log p`` is steepest.
 
     Cost per token: ``6 D V`` FLOPs for a training step, ``2 D V`` for evaluation, and no exponential or logarithm per
-    word; memory of one block of scores and their squares. Losses of this family can be had in ``O(D^2)`` by another
+    word; memory of one block of scores, twice that in eager. Losses of this family can be had in ``O(D^2)`` by another
     algorithm (Vincent, de Brebisson & Bouthillier 2015), which is not what is done here.
 
     Reference: de Brebisson & Vincent 2016, An Exploration of Softmax Alternatives Belonging to the Spherical Loss
@@ -30,10 +33,21 @@ class SphericalSoftmax(DenseOutputLayer):
         counts: ``[vocab]`` training frequency of each word, non-increasing.
         bias: whether words have a bias b.
         epsilon: above zero. The slope of ``log p`` is at most ``1 / sqrt(epsilon)``.
+        backend: what computes loss and gradients; ``auto`` takes the fastest that can run on the device.
 
     Raises:
-        ValueError: ``epsilon`` is not a positive finite number.
+        ValueError: ``epsilon`` is not a positive finite number; ``backend`` cannot run here.
     """
 
-    def __init__(self, hidden_size: int, counts: Tensor, *, bias: bool = True, epsilon: float = 0.1) -> None:
-        super().__init__(hidden_size, counts, bias=bias, normaliser=Spherical(epsilon))
+    backends = NORMALISED_BACKENDS
+
+    def __init__(
+        self,
+        hidden_size: int,
+        counts: Tensor,
+        *,
+        bias: bool = True,
+        epsilon: float = 0.1,
+        backend: Literal["auto", "eager", "cpp"] = "auto",
+    ) -> None:
+        super().__init__(hidden_size, counts, bias=bias, backend=backend, normaliser=Spherical(epsilon))

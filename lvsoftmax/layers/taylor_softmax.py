@@ -1,8 +1,11 @@
 """The Taylor softmax: a polynomial in the place of the exponential."""
 
+from typing import Literal
+
 from torch import Tensor
 
 from lvsoftmax.layer import DenseOutputLayer
+from lvsoftmax.ops.linear_cross_entropy import NORMALISED_BACKENDS
 from lvsoftmax.ops.normalisers import Taylor
 
 
@@ -19,7 +22,7 @@ class TaylorSoftmax(DenseOutputLayer):
     rarest word being 0, where ``log p`` is steepest.
 
     Cost per token: ``6 D V`` FLOPs for a training step, ``2 D V`` for evaluation, and no exponential or logarithm per
-    word; memory of one block of scores and their squares. Losses of this family can be had in ``O(D^2)`` by another
+    word; memory of one block of scores, twice that in eager. Losses of this family can be had in ``O(D^2)`` by another
     algorithm (Vincent, de Brebisson & Bouthillier 2015), which is not what is done here.
 
     Reference: de Brebisson & Vincent 2016, An Exploration of Softmax Alternatives Belonging to the Spherical Loss
@@ -29,7 +32,20 @@ class TaylorSoftmax(DenseOutputLayer):
         hidden_size: D.
         counts: ``[vocab]`` training frequency of each word, non-increasing.
         bias: whether words have a bias b.
+        backend: what computes loss and gradients; ``auto`` takes the fastest that can run on the device.
+
+    Raises:
+        ValueError: ``backend`` cannot run here.
     """
 
-    def __init__(self, hidden_size: int, counts: Tensor, *, bias: bool = True) -> None:
-        super().__init__(hidden_size, counts, bias=bias, normaliser=Taylor())
+    backends = NORMALISED_BACKENDS
+
+    def __init__(
+        self,
+        hidden_size: int,
+        counts: Tensor,
+        *,
+        bias: bool = True,
+        backend: Literal["auto", "eager", "cpp"] = "auto",
+    ) -> None:
+        super().__init__(hidden_size, counts, bias=bias, backend=backend, normaliser=Taylor())

@@ -13,9 +13,9 @@ What a user names is what runs, or a ``ValueError`` says what is missing; only `
 
 C++ sources have a plain C interface and know nothing of PyTorch: they compile in seconds with any g++ and are loaded by
 ctypes. Nothing is compiled before it is needed; the result stays in the user's cache folder, under a name that follows
-from the source, the flags, the compiler and the processor. A call that autograd or a compiler shall see goes into a
-``torch.library.custom_op``: it is one node of a traced graph, and may tell its operations to a FLOP counter
-(``torch.utils.flop_counter.register_flop_formula``).
+from the source, the headers beside it, the flags, the compiler and the processor. A call that autograd or a compiler
+shall see goes into a ``torch.library.custom_op``: it is one node of a traced graph, and may tell its operations to a
+FLOP counter (``torch.utils.flop_counter.register_flop_formula``).
 """
 
 import ctypes
@@ -120,7 +120,7 @@ class CppLibrary:
     """A C++ source that is compiled on first use and whose functions are called with tensors.
 
     Args:
-        source: the ``.cpp`` file; its functions are ``extern "C"``.
+        source: the ``.cpp`` file; its functions are ``extern "C"``. It may include headers (``.h``) of its own folder.
         *flags: for the compiler, beside ``FLAGS``.
     """
 
@@ -165,7 +165,8 @@ def _load(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
     if compiler is None:
         raise RuntimeError("there is no C++ compiler; install g++")
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    identity = "\0".join([source.read_text("utf-8"), *flags, version, processor()])
+    texts = [path.read_text("utf-8") for path in (source, *sorted(source.parent.glob("*.h")))]
+    identity = "\0".join([*texts, *flags, version, processor()])
     name = f"{source.parent.name}-{source.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
     library = cache_folder() / name
     if not library.exists():

@@ -9,10 +9,15 @@ from lvsoftmax.ops.linear_cross_entropy.autograd import (
     soft_capped,
 )
 from lvsoftmax.ops.linear_cross_entropy.banded import banded_cross_entropy, banded_cross_entropy_loss
-from lvsoftmax.ops.linear_cross_entropy.normalised import normalised_cross_entropy, normalised_cross_entropy_loss
+from lvsoftmax.ops.linear_cross_entropy.normalised import (
+    NORMALISED_BACKENDS,
+    normalised_cross_entropy,
+    normalised_cross_entropy_loss,
+)
 
 __all__ = [
     "BACKENDS",
+    "NORMALISED_BACKENDS",
     "banded_cross_entropy",
     "banded_cross_entropy_loss",
     "linear_cross_entropy",

@@ -1,8 +1,8 @@
 """Cross-entropy of ``hidden @ weight.T + bias`` as differentiable functions over any backend.
 
-Letters: N tokens, D hidden, V words. A backend is a module with the three functions of ``reference.py``. All functions
-here take ``softcap``, which makes the logits ``softcap * tanh(logit / softcap)``, and ``backend``, a name in
-``BACKENDS`` or ``auto``; values are float32, or float64 where ``hidden`` is.
+Letters: N tokens, D hidden, V words. A backend has the three functions of ``reference.py``. What is named after the
+linear cross-entropy takes ``softcap``, which makes the logits ``softcap * tanh(logit / softcap)``, and ``backend``, a
+name in ``BACKENDS`` or ``auto``; values are float32, or float64 where ``hidden`` is.
 """
 
 import torch
@@ -17,7 +17,14 @@ from lvsoftmax.ops.numerics import product_dtype, softplus, upcast
 
 BACKENDS = Backends(triton=triton, cpp=native.LIBRARY.obstacle)
 
-KERNELS = {"eager": reference, "cpp": native, "triton": gpu}
+KERNELS = {
+    "eager": reference,
+    "cpp": native.Kernel("exponential"),
+    "triton": gpu,
+    "spherical": native.Kernel("spherical"),
+    "sigmoidal": native.Kernel("sigmoidal"),
+}
+"""The backends of the softmax, and the weights other than exponentials that C++ knows: see ``normalised.py``."""
 
 
 def linear_cross_entropy(
@@ -74,7 +81,7 @@ def linear_cross_entropy_and_logsumexp(
     """
     _check(hidden_ND, weight_VD, bias_V, target_N, softcap)
     kernel = BACKENDS.choose(backend, hidden_ND.device.type)
-    return _PerToken.apply(hidden_ND, weight_VD, bias_V, target_N, softcap or 0.0, kernel)
+    return per_token(hidden_ND, weight_VD, bias_V, target_N, softcap or 0.0, kernel)
 
 
 def linear_cross_entropy_loss(
@@ -95,12 +102,7 @@ def linear_cross_entropy_loss(
     """
     _check(hidden_ND, weight_VD, bias_V, target_N, softcap, token_weight_N)
     kernel = BACKENDS.choose(backend, hidden_ND.device.type)
-    wanted = any(x is not None and x.requires_grad for x in (hidden_ND, weight_VD, bias_V))
-    if not (wanted and torch.is_grad_enabled()):
-        nll_N, logsumexp_N = _PerToken.apply(hidden_ND, weight_VD, bias_V, target_N, softcap or 0.0, kernel)
-        return (token_weight_N * (nll_N + z_loss * logsumexp_N.square())).sum()
-    options = softcap or 0.0, z_loss, kernel
-    return _WeightedSum.apply(hidden_ND, weight_VD, bias_V, target_N, token_weight_N, *options)
+    return weighted_sum(hidden_ND, weight_VD, bias_V, target_N, token_weight_N, softcap or 0.0, z_loss, kernel)
 
 
 def soft_capped(logits: Tensor, softcap: float | None) -> Tensor:
@@ -108,32 +110,61 @@ def soft_capped(logits: Tensor, softcap: float | None) -> Tensor:
     return logits if softcap is None else softcap * torch.tanh(upcast(logits) / softcap)
 
 
+def is_differentiated(*inputs: Tensor | None) -> bool:
+    """Return whether a gradient of one of the inputs may be asked for."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+
+
+def per_token(
+    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, target_N: Tensor, parameter: float, kernel: str
+) -> tuple[Tensor, Tensor]:
+    """Return each token's cross-entropy and the log of its sum of weights, by one of ``KERNELS``."""
+    return _PerToken.apply(hidden_ND, weight_VD, bias_V, target_N, parameter, kernel)
+
+
+def weighted_sum(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    target_N: Tensor,
+    token_weight_N: Tensor,
+    parameter: float,
+    z_loss: float,
+    kernel: str,
+) -> Tensor:
+    """Return ``sum(token_weight * (nll + z_loss * log_sum^2))``, to be differentiated at most once, by a kernel."""
+    if not is_differentiated(hidden_ND, weight_VD, bias_V):
+        nll_N, log_sum_N = per_token(hidden_ND, weight_VD, bias_V, target_N, parameter, kernel)
+        return (token_weight_N * (nll_N + z_loss * log_sum_N.square())).sum()
+    return _WeightedSum.apply(hidden_ND, weight_VD, bias_V, target_N, token_weight_N, parameter, z_loss, kernel)
+
+
 class _PerToken(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_ND, weight_VD, bias_V, target_N, softcap, kernel):
+    def forward(ctx, hidden_ND, weight_VD, bias_V, target_N, parameter, kernel):
         ctx.set_materialize_grads(False)
-        ctx.dtype, ctx.softcap, ctx.kernel = product_dtype(hidden_ND), softcap, kernel
+        ctx.dtype, ctx.parameter, ctx.kernel = product_dtype(hidden_ND), parameter, kernel
         operands = hidden_ND, weight_VD, bias_V, target_N
-        others_N, target_logit_N = KERNELS[kernel].sums(ctx.dtype, *operands, softcap)
-        ctx.save_for_backward(*operands, others_N, target_logit_N)
-        return softplus(others_N - target_logit_N), torch.logaddexp(others_N, target_logit_N)
+        others_N, target_log_weight_N = KERNELS[kernel].sums(ctx.dtype, *operands, parameter)
+        ctx.save_for_backward(*operands, others_N, target_log_weight_N)
+        return softplus(others_N - target_log_weight_N), torch.logaddexp(others_N, target_log_weight_N)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, of_nll_N, of_logsumexp_N):
-        *operands, others_N, target_logit_N = ctx.saved_tensors
+    def backward(ctx, of_nll_N, of_log_sum_N):
+        *operands, others_N, target_log_weight_N = ctx.saved_tensors
         zero = torch.zeros_like(others_N)
         of_nll_N = zero if of_nll_N is None else of_nll_N
-        of_logsumexp_N = zero if of_logsumexp_N is None else of_logsumexp_N
+        of_log_sum_N = zero if of_log_sum_N is None else of_log_sum_N
         # p and 1 - p of the target, both to the last digit.
-        hit_N, miss_N = torch.sigmoid(target_logit_N - others_N), torch.sigmoid(others_N - target_logit_N)
+        hit_N, miss_N = torch.sigmoid(target_log_weight_N - others_N), torch.sigmoid(others_N - target_log_weight_N)
         gradients = KERNELS[ctx.kernel].gradients(
             ctx.dtype,
             *operands,
-            ctx.softcap,
+            ctx.parameter,
             others_N.clamp(min=torch.finfo(others_N.dtype).min),
-            (of_nll_N + of_logsumexp_N) * miss_N,
-            of_logsumexp_N * hit_N - of_nll_N * miss_N,
+            (of_nll_N + of_log_sum_N) * miss_N,
+            of_log_sum_N * hit_N - of_nll_N * miss_N,
             ctx.needs_input_grad[:3],
         )
         return *cast(gradients, *operands[:3]), None, None, None
@@ -141,11 +172,11 @@ class _PerToken(torch.autograd.Function):
 
 class _WeightedSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_ND, weight_VD, bias_V, target_N, token_weight_N, softcap, z_loss, kernel):
+    def forward(ctx, hidden_ND, weight_VD, bias_V, target_N, token_weight_N, parameter, z_loss, kernel):
         dtype = product_dtype(hidden_ND)
         operands = hidden_ND, weight_VD, bias_V, target_N
         needed = ctx.needs_input_grad[:3]
-        value_N, gradients = KERNELS[kernel].weighted(dtype, *operands, softcap, token_weight_N, z_loss, needed)
+        value_N, gradients = KERNELS[kernel].weighted(dtype, *operands, parameter, token_weight_N, z_loss, needed)
         ctx.value_N = value_N if ctx.needs_input_grad[4] else None
         ctx.gradients = cast(gradients, *operands[:3])
         return (token_weight_N * value_N).sum()

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from lvsoftmax.ops.inputs import check_vocabulary
+from lvsoftmax.ops.linear_cross_entropy.reference import only_needed
 from lvsoftmax.ops.numerics import softplus
 from lvsoftmax.ops.tiles import dense_rows, ratio
 
@@ -62,7 +64,7 @@ def gradients(
     """As in ``reference.py``."""
     operands = _operands(hidden_ND, weight_VD, bias_V, target_N)
     factors = others_N.contiguous(), others_factor_N.contiguous(), target_factor_N.contiguous()
-    return _only(needed, _gradients(*operands, softcap, dtype, *factors, list(needed)))
+    return only_needed(needed, _gradients(*operands, softcap, dtype, *factors, list(needed)))
 
 
 def weighted(
@@ -79,7 +81,7 @@ def weighted(
     """As in ``reference.py``."""
     operands = _operands(hidden_ND, weight_VD, bias_V, target_N)
     value_N, *made = _weighted(*operands, softcap, dtype, token_weight_N.contiguous(), z_loss, list(needed))
-    return value_N, _only(needed, made)
+    return value_N, only_needed(needed, made)
 
 
 def _operands(
@@ -94,10 +96,6 @@ def _operands(
     )
 
 
-def _only(needed: Sequence[bool], made: Sequence[Tensor]) -> list[Tensor | None]:
-    return [gradient if asked else None for gradient, asked in zip(made, needed, strict=True)]
-
-
 # -- operations that compilers and counters see -----------------------------------------------------------------------
 
 
@@ -107,7 +105,7 @@ def _sums(
 ) -> list[Tensor]:
     from lvsoftmax.ops.linear_cross_entropy import kernel
 
-    _check_ids(target, len(weight))
+    check_vocabulary("target", target, len(weight))
     run = _Runner(kernel.sums, softcap, dtype, bias is not None)
     (tokens, width), vocab = hidden.shape, len(weight)
     # A target that no program meets leaves this: no number may pass for the loss of a word that does not exist.
@@ -287,11 +285,6 @@ def _pieces(vocab: int, size: int) -> Iterator[slice]:
 def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
     """Return ``left @ right``, summed and given in ``dtype``."""
     return left @ right if left.dtype == dtype else torch.mm(left, right, out_dtype=dtype)
-
-
-def _check_ids(target: Tensor, vocab: int) -> None:
-    if target.is_cpu and len(target) and (target.min() < 0 or target.max() >= vocab):
-        raise ValueError(f"target has ids from {target.min()} to {target.max()}: they must be in [0, {vocab})")
 
 
 def _name(dtype: torch.dtype) -> str:

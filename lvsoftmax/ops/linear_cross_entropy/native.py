@@ -1,6 +1,6 @@
 """The ``cpp`` backend: ``kernel.cpp``, called with what the functions of ``reference.py`` are called with.
 
-Letters: N tokens, D hidden, V words. Nothing larger than the gradients and ``KEPT`` bytes of exponentials is held.
+Letters: N tokens, D hidden, V words. Nothing larger than the gradients and ``KEPT`` bytes of weights is held.
 """
 
 import math
@@ -13,12 +13,14 @@ from torch.utils.flop_counter import register_flop_formula
 
 from lvsoftmax.ops.backends import CppLibrary
 from lvsoftmax.ops.buffers import recycled
+from lvsoftmax.ops.inputs import check_vocabulary
+from lvsoftmax.ops.linear_cross_entropy.reference import only_needed
 from lvsoftmax.ops.numerics import softplus
 
 LIBRARY = CppLibrary(Path(__file__).with_name("kernel.cpp"))
 
-KEPT = 184 * 2**20
-"""Bytes of exponentials that the gradients may find again; see README.md, Blocks."""
+KEPT = 168 * 2**20
+"""Bytes of exponentials, or other weights' derivatives, that the gradients may find again; see README.md, Backends."""
 
 TOKENS = 512
 """Tokens of a block at most: their hidden vectors, and what is made of them, stay in the second-level cache."""
@@ -27,51 +29,74 @@ WHOLE = 32
 """Tokens whose sums fill a row of registers; the kernel rounds a block up to them."""
 
 FEWEST = 128
-"""Tokens of a block below which reading and writing the table costs more than computing the exponentials again."""
+"""Tokens of a block below which reading and writing the table costs more than computing the logits again."""
 
 
-def sums(
-    dtype: torch.dtype, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, target_N: Tensor, softcap: float
-) -> tuple[Tensor, Tensor]:
-    """As in ``reference.py``."""
-    others_N, target_logit_N = _sums(*_operands(hidden_ND, weight_VD, bias_V, target_N), softcap, _pairs(dtype))
-    return others_N, target_logit_N
+class Kernel:
+    """A backend: the three functions of ``reference.py``, for one way in which a logit becomes a weight.
 
+    What ``reference.py`` says of the exponentials of logits holds for the weights f(z); the target's logit stands for
+    ``log f(z)`` there, and what is ``softcap`` there is the parameter of the weights.
 
-def gradients(
-    dtype: torch.dtype,
-    hidden_ND: Tensor,
-    weight_VD: Tensor,
-    bias_V: Tensor | None,
-    target_N: Tensor,
-    softcap: float,
-    others_N: Tensor,
-    others_factor_N: Tensor,
-    target_factor_N: Tensor,
-    needed: Sequence[bool],
-) -> list[Tensor | None]:
-    """As in ``reference.py``."""
-    operands = _operands(hidden_ND, weight_VD, bias_V, target_N)
-    factors = others_N.contiguous(), others_factor_N.contiguous(), target_factor_N.contiguous()
-    return _only(needed, _gradients(*operands, softcap, _pairs(dtype), *factors, list(needed)))
+    Args:
+        weights: of ``weights.h``: ``exponential`` (the parameter is the cap of the logits, 0 for none), ``spherical``
+            (``z^2 + epsilon``; the root of epsilon) or ``sigmoidal`` (``exp(z) sigmoid(z)``; 0).
+    """
 
+    def __init__(self, weights: str) -> None:
+        self.weights = weights
 
-def weighted(
-    dtype: torch.dtype,
-    hidden_ND: Tensor,
-    weight_VD: Tensor,
-    bias_V: Tensor | None,
-    target_N: Tensor,
-    softcap: float,
-    token_weight_N: Tensor,
-    z_loss: float,
-    needed: Sequence[bool],
-) -> tuple[Tensor, list[Tensor | None]]:
-    """As in ``reference.py``."""
-    operands = _operands(hidden_ND, weight_VD, bias_V, target_N)
-    token_weight_N = token_weight_N.to(operands[0].dtype).contiguous()
-    value_N, *made = _weighted(*operands, softcap, _pairs(dtype), token_weight_N, z_loss, list(needed))
-    return value_N, _only(needed, made)
+    def sums(
+        self,
+        dtype: torch.dtype,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        target_N: Tensor,
+        parameter: float,
+    ) -> tuple[Tensor, Tensor]:
+        """As in ``reference.py``."""
+        operands = _operands(hidden_ND, weight_VD, bias_V, target_N)
+        others_N, target_log_weight_N = _sums(*operands, self.weights, parameter, _pairs(dtype))
+        return others_N, target_log_weight_N
+
+    def gradients(
+        self,
+        dtype: torch.dtype,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        target_N: Tensor,
+        parameter: float,
+        others_N: Tensor,
+        others_factor_N: Tensor,
+        target_factor_N: Tensor,
+        needed: Sequence[bool],
+    ) -> list[Tensor | None]:
+        """As in ``reference.py``."""
+        operands = _operands(hidden_ND, weight_VD, bias_V, target_N)
+        factors = others_N.contiguous(), others_factor_N.contiguous(), target_factor_N.contiguous()
+        made = _gradients(*operands, self.weights, parameter, _pairs(dtype), *factors, list(needed))
+        return only_needed(needed, made)
+
+    def weighted(
+        self,
+        dtype: torch.dtype,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        target_N: Tensor,
+        parameter: float,
+        token_weight_N: Tensor,
+        z_loss: float,
+        needed: Sequence[bool],
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """As in ``reference.py``."""
+        operands = _operands(hidden_ND, weight_VD, bias_V, target_N)
+        options = self.weights, parameter, _pairs(dtype)
+        token_weight_N = token_weight_N.to(operands[0].dtype).contiguous()
+        value_N, *made = _weighted(*operands, *options, token_weight_N, z_loss, list(needed))
+        return value_N, only_needed(needed, made)
 
 
 def _operands(
@@ -90,20 +115,16 @@ def _pairs(dtype: torch.dtype) -> bool:
     return dtype == torch.bfloat16
 
 
-def _only(needed: Sequence[bool], made: Sequence[Tensor]) -> list[Tensor | None]:
-    return [gradient if asked else None for gradient, asked in zip(made, needed, strict=True)]
-
-
 # -- operations that compilers and counters see -----------------------------------------------------------------------
 
 
 @torch.library.custom_op("lvsoftmax::linear_cross_entropy_sums", mutates_args=(), device_types="cpu")
 def _sums(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, softcap: float, pairs: bool
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, weights: str, parameter: float, pairs: bool
 ) -> list[Tensor]:
-    others, target_logit = torch.empty_like(hidden[:, 0]), torch.empty_like(hidden[:, 0])
-    _run(hidden, weight, bias, target, softcap, pairs, others, target_logit)
-    return [others, target_logit]
+    others, target_log_weight = torch.empty_like(hidden[:, 0]), torch.empty_like(hidden[:, 0])
+    _run(hidden, weight, bias, target, weights, parameter, pairs, others, target_log_weight)
+    return [others, target_log_weight]
 
 
 @torch.library.custom_op("lvsoftmax::linear_cross_entropy_gradients", mutates_args=(), device_types="cpu")
@@ -112,7 +133,8 @@ def _gradients(
     weight: Tensor,
     bias: Tensor | None,
     target: Tensor,
-    softcap: float,
+    weights: str,
+    parameter: float,
     pairs: bool,
     others: Tensor,
     others_factor: Tensor,
@@ -120,9 +142,9 @@ def _gradients(
     needed: Sequence[bool],
 ) -> list[Tensor]:
     made = _room(hidden, weight, needed)
-    target_logit = torch.empty_like(others)
+    target_log_weight = torch.empty_like(others)
     none, factors = (None, 0.0), (others_factor, target_factor)
-    _run(hidden, weight, bias, target, softcap, pairs, others, target_logit, *none, *factors, made)
+    _run(hidden, weight, bias, target, weights, parameter, pairs, others, target_log_weight, *none, *factors, made)
     return made
 
 
@@ -132,33 +154,35 @@ def _weighted(
     weight: Tensor,
     bias: Tensor | None,
     target: Tensor,
-    softcap: float,
+    weights: str,
+    parameter: float,
     pairs: bool,
     token_weight: Tensor,
     z_loss: float,
     needed: Sequence[bool],
 ) -> list[Tensor]:
     made = _room(hidden, weight, needed)
-    others, target_logit = torch.empty_like(hidden[:, 0]), torch.empty_like(hidden[:, 0])
-    _run(hidden, weight, bias, target, softcap, pairs, others, target_logit, token_weight, z_loss, gradients=made)
-    value = softplus(others - target_logit)
+    others, target_log_weight = torch.empty_like(hidden[:, 0]), torch.empty_like(hidden[:, 0])
+    sums = others, target_log_weight
+    _run(hidden, weight, bias, target, weights, parameter, pairs, *sums, token_weight, z_loss, gradients=made)
+    value = softplus(others - target_log_weight)
     if z_loss:
-        value += z_loss * torch.logaddexp(others, target_logit).square()
+        value += z_loss * torch.logaddexp(others, target_log_weight).square()
     return [value, *made]
 
 
 @_sums.register_fake
-def _(hidden, weight, bias, target, softcap, pairs):
+def _(hidden, weight, bias, target, weights, parameter, pairs):
     return [hidden.new_empty(len(hidden)), hidden.new_empty(len(hidden))]
 
 
 @_gradients.register_fake
-def _(hidden, weight, bias, target, softcap, pairs, others, others_factor, target_factor, needed):
+def _(hidden, weight, bias, target, weights, parameter, pairs, others, others_factor, target_factor, needed):
     return [hidden.new_empty(shape) for shape in _shapes(hidden.shape, weight.shape, needed)]
 
 
 @_weighted.register_fake
-def _(hidden, weight, bias, target, softcap, pairs, token_weight, z_loss, needed):
+def _(hidden, weight, bias, target, weights, parameter, pairs, token_weight, z_loss, needed):
     return [hidden.new_empty(shape) for shape in [hidden.shape[:1], *_shapes(hidden.shape, weight.shape, needed)]]
 
 
@@ -168,12 +192,13 @@ def _sums_flops(hidden, weight, *_, **__):
 
 
 @register_flop_formula(torch.ops.lvsoftmax.linear_cross_entropy_gradients)
-def _gradients_flops(hidden, weight, bias, target, softcap, pairs, others, others_factor, target_factor, needed, **_):
+def _gradients_flops(hidden, weight, *rest, **_):
+    needed = rest[-1]
     return 2 * math.prod(hidden) * weight[0] * (1 + needed[0] + needed[1])
 
 
 @register_flop_formula(torch.ops.lvsoftmax.linear_cross_entropy_weighted)
-def _weighted_flops(hidden, weight, bias, target, softcap, pairs, token_weight, z_loss, needed, **_):
+def _weighted_flops(hidden, weight, bias, target, weights, parameter, pairs, token_weight, z_loss, needed, **_):
     _, keeps = _block(hidden[0], weight[0], 2 if pairs else 4, len(needed) > 0)
     return 2 * math.prod(hidden) * weight[0] * (1 + needed[0] + needed[1] + (not keeps))
 
@@ -189,7 +214,7 @@ def _room(hidden: Tensor, weight: Tensor, needed: Sequence[bool]) -> list[Tensor
 
 
 def _block(tokens: int, vocab: int, entry: int, differentiates: bool) -> tuple[int, bool]:
-    """Return the tokens of a block, and whether its exponentials are kept for the gradients."""
+    """Return the tokens of a block, and whether what the gradients need of its weights is kept for the gradients."""
     kept = KEPT // (entry * vocab) // WHOLE * WHOLE
     keeps = differentiates and kept >= min(tokens, FEWEST)
     most = min(TOKENS, kept) if keeps else TOKENS
@@ -202,10 +227,11 @@ def _run(
     weight: Tensor,
     bias: Tensor | None,
     target: Tensor,
-    softcap: float,
+    weights: str,
+    parameter: float,
     pairs: bool,
     others: Tensor,
-    target_logit: Tensor,
+    target_log_weight: Tensor,
     token_weight: Tensor | None = None,
     z_loss: float = 0.0,
     others_factor: Tensor | None = None,
@@ -217,14 +243,13 @@ def _run(
         for gradient in gradients:
             gradient.zero_()
         return
-    if target.min() < 0 or target.max() >= vocab:
-        raise ValueError(f"target has ids from {target.min()} to {target.max()}: they must be in [0, {vocab})")
-    product = torch.bfloat16 if pairs and LIBRARY.has("bfloat16_from_float32") else hidden.dtype
-    function = f"{_name(product)}_from_{_name(weight.dtype)}"
+    check_vocabulary("target", target, vocab)
+    product = torch.bfloat16 if pairs and LIBRARY.has("exponential_bfloat16_from_float32") else hidden.dtype
+    function = f"{weights}_{_name(product)}_from_{_name(weight.dtype)}"
     size, keeps = _block(tokens, vocab, product.itemsize, differentiates=token_weight is not None)
     needed = [gradient if gradient.numel() else None for gradient in gradients] or [None] * 3
     arguments = (
-        *(hidden, weight, bias, target, tokens, width, vocab, softcap, others, target_logit, token_weight),
+        *(hidden, weight, bias, target, tokens, width, vocab, parameter, others, target_log_weight, token_weight),
         *(z_loss, others_factor, target_factor, *needed, torch.get_num_threads(), size, keeps),
     )
     workspace = recycled((LIBRARY.call(function, *arguments, None),), torch.uint8)

@@ -7,10 +7,12 @@ over the *other* words ``o = sum over v != t of f(s_v)``,
     dnll / ds_t = -g'(s_t) o / (o + f(s_t)),      dnll / ds_v = f'(s_v) / (o + f(s_t))  for v != t
 
 which for ``f = exp`` are (3) and (4) of README.md, and keep their digits for the same reason. f and f' are scaled by a
-number per row against overflow; only the target's weight, one per token, needs a logarithm. Two arrays ``[C, V]`` are
-alive at a time, f and f', so blocks are half as large.
+number per row against overflow; only the target's weight, one per token, needs a logarithm. In the ``eager`` backend
+two arrays ``[C, V]`` are alive at a time, f and f', so blocks are half as large; the ``cpp`` backend is the kernel of
+the softmax, with other weights.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,21 +21,47 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lvsoftmax.ops.backends import Backends
 from lvsoftmax.ops.inputs import check_operands
+from lvsoftmax.ops.linear_cross_entropy import native
+from lvsoftmax.ops.linear_cross_entropy.autograd import is_differentiated, per_token, weighted_sum
 from lvsoftmax.ops.linear_cross_entropy.reference import accumulate, blocks, cast, zeros
-from lvsoftmax.ops.normalisers import Normaliser
+from lvsoftmax.ops.normalisers import Exponential, Normaliser, Sigmoidal, Spherical, Taylor
 from lvsoftmax.ops.numerics import product_dtype, upcast
+
+NORMALISED_BACKENDS = Backends(cpp=native.LIBRARY.obstacle)
 
 
 def normalised_cross_entropy(
-    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, target_N: Tensor, normaliser: Normaliser
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    target_N: Tensor,
+    normaliser: Normaliser,
+    *,
+    backend: str = "auto",
 ) -> Tensor:
     """Return ``-log p[target]`` of each token, p from ``hidden @ weight.T + bias``, for any upstream gradient.
 
     The backward pass computes the scores again: four matrix products in all.
+
+    Args:
+        hidden_ND: hidden vectors.
+        weight_VD: the table.
+        bias_V: one number per word, or None.
+        target_N: words.
+        normaliser: the weight of a score; ``cpp`` knows those of ``ops/normalisers.py``, ``eager`` any.
+        backend: a name in ``NORMALISED_BACKENDS`` or ``auto``.
+
+    Raises:
+        ValueError: operands that do not fit together; a backend that cannot run there, or does not know the normaliser.
     """
     check_operands(hidden_ND, weight_VD, bias_V, target_N)
-    return _PerToken.apply(hidden_ND, weight_VD, bias_V, target_N, normaliser)
+    if _choose(backend, hidden_ND, normaliser) == "eager":
+        return _PerToken.apply(hidden_ND, weight_VD, bias_V, target_N, normaliser)
+    kernel, parameter, shift = _weights(normaliser)
+    nll_N, _ = per_token(hidden_ND, weight_VD, _shifted(bias_V, weight_VD, shift), target_N, parameter, kernel)
+    return nll_N
 
 
 def normalised_cross_entropy_loss(
@@ -43,13 +71,51 @@ def normalised_cross_entropy_loss(
     target_N: Tensor,
     token_weight_N: Tensor,
     normaliser: Normaliser,
+    *,
+    backend: str = "auto",
 ) -> Tensor:
     """Return ``sum(token_weight * nll)`` as a scalar, to be differentiated at most once.
 
-    Gradients are computed during the forward pass: three matrix products in all.
+    Gradients are computed during the forward pass: three matrix products in all. Arguments and errors as of
+    ``normalised_cross_entropy``.
     """
     check_operands(hidden_ND, weight_VD, bias_V, target_N, token_weight_N)
-    return _WeightedSum.apply(hidden_ND, weight_VD, bias_V, target_N, token_weight_N, normaliser)
+    if _choose(backend, hidden_ND, normaliser) == "eager":
+        if not is_differentiated(hidden_ND, weight_VD, bias_V):
+            return (token_weight_N * _PerToken.apply(hidden_ND, weight_VD, bias_V, target_N, normaliser)).sum()
+        return _WeightedSum.apply(hidden_ND, weight_VD, bias_V, target_N, token_weight_N, normaliser)
+    kernel, parameter, shift = _weights(normaliser)
+    bias_V = _shifted(bias_V, weight_VD, shift)
+    return weighted_sum(hidden_ND, weight_VD, bias_V, target_N, token_weight_N, parameter, 0.0, kernel)
+
+
+def _choose(backend: str, hidden_ND: Tensor, normaliser: Normaliser) -> str:
+    known = isinstance(normaliser, Exponential | Spherical | Taylor | Sigmoidal)
+    if backend == "auto" and not known:
+        return "eager"
+    chosen = NORMALISED_BACKENDS.choose(backend, hidden_ND.device.type)
+    if chosen != "eager" and not known:
+        raise ValueError(f"backend={backend!r} does not know {normaliser}; choose eager")
+    return chosen
+
+
+def _weights(normaliser: Normaliser) -> tuple[str, float, float]:
+    """Return the kernel in C++, the parameter of its weights, and what is to be added to the scores."""
+    match normaliser:
+        case Spherical(epsilon):
+            return "spherical", math.sqrt(epsilon), 0.0
+        case Taylor():  # ((x + 1)^2 + 1) / 2, and the half is nothing to a share
+            return "spherical", 1.0, 1.0
+        case Sigmoidal():
+            return "sigmoidal", 0.0, 0.0
+    return "cpp", 0.0, 0.0
+
+
+def _shifted(bias_V: Tensor | None, weight_VD: Tensor, shift: float) -> Tensor | None:
+    """Return the bias with a number added to it, in the precision of sums."""
+    if not shift:
+        return bias_V
+    return upcast(weight_VD[:, 0]).new_full((len(weight_VD),), shift) if bias_V is None else upcast(bias_V) + shift
 
 
 class _PerToken(torch.autograd.Function):

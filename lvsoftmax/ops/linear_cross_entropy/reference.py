@@ -160,6 +160,11 @@ def accumulate(
             grad_weight_VD += grad_CV.T @ hidden_CD
 
 
+def only_needed(needed: Sequence[bool], made: Sequence[Tensor]) -> list[Tensor | None]:
+    """Return the gradients that are needed, of tensors that are empty where they are not."""
+    return [gradient if asked else None for gradient, asked in zip(made, needed, strict=True)]
+
+
 def cast(gradients: list[Tensor | None], *inputs: Tensor | None) -> list[Tensor | None]:
     """Return the gradients in the precisions of what they belong to."""
     return [None if g is None or x is None else g.to(x.dtype) for g, x in zip(gradients, inputs, strict=True)]
