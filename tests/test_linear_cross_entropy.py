@@ -327,6 +327,22 @@ def test_the_largest_logit_may_come_at_any_place(backend, falls):
             assert (gradient - true).norm() <= tolerance * true.norm()
 
 
+@pytest.mark.parametrize("likely", [88.7, 500.0])
+def test_a_bias_beyond_the_exponential_stays_out_of_the_rows_that_fill_a_block(backend, likely):
+    *tensors, _ = operands(torch.float32)
+    with torch.no_grad():
+        tensors[2][4] = likely
+    target = torch.full((N,), 2)
+    exact = [x.detach().double().requires_grad_() for x in tensors]
+    upstream = torch.ones(N)
+    truth = slopes(plain(*exact, target), exact, upstream.double())
+    nll = linear_cross_entropy(*tensors, target, backend=backend)
+    loss = linear_cross_entropy_loss(*tensors, target, upstream, backend=backend)
+    for found in (slopes(nll, tensors, upstream), torch.autograd.grad(loss, tensors)):
+        for gradient, true in zip(found, truth, strict=True):
+            assert (gradient - true).norm() <= 1e-4 * true.norm()
+
+
 def test_words_that_are_ruled_out(backend):
     """A bias of -inf takes a word out of the distribution; where it leaves one word, that one is certain."""
     hidden, weight, bias, _ = operands()

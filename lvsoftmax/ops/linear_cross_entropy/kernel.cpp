@@ -15,6 +15,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 
 #include <omp.h>
@@ -282,7 +283,7 @@ template <class P, template <class> class Weights, class Source> struct Block {
     }
 
     void take_over(int64_t t) {
-        shift[t] = weights.reference(0);
+        shift[t] = std::numeric_limits<Sum>::max() / 2;     // beside which the weights of no token are nothing
         scale[t] = target_factor[t] = 0;
         if (t >= count) return;
         shift[t] = weights.reference(args.others[start + t]);
