@@ -490,6 +490,15 @@ FAULTS = [
         ("ops/linear_cross_entropy/weights.h", "return ratio * ratio;", "return 0 * ratio;"),
     ),
     _fault(
+        "spherical softmax in C++: what is kept moved to another reference as sums are",
+        "test_normalised_cross_entropy.py -k cpp",
+        (
+            "ops/linear_cross_entropy/weights.h",
+            "T change_of_kept(T before, T after) const { return before / after; }",
+            "T change_of_kept(T before, T after) const { return before / after * (before / after); }",
+        ),
+    ),
+    _fault(
         "sigsoftmax in C++: the derivative without the sigmoid's own",
         "test_normalised_cross_entropy.py -k cpp",
         ("ops/linear_cross_entropy/weights.h", "weight * (T(2) - to.above * q)", "weight"),
