@@ -1,0 +1,74 @@
+"""Faults in what trains and evaluates: optimisers, checks, calibration, evaluation."""
+
+from planted.fault import fault
+
+FAULTS = [
+    fault(
+        "clipping: duplicate rows counted one by one",
+        "test_optim.py",
+        ("optim.py", "parameter.grad = _coalesced(parameter.grad)\n", "pass\n"),
+    ),
+    fault(
+        "row-sparse updates: duplicate rows taken for unique ones",
+        "test_optim.py",
+        ("optim.py", "(row[1:] > row[:-1]).all()", "(row[1:] >= row[:-1]).all()"),
+    ),
+    fault(
+        "Adagrad by row: the sum of the squares in place of their mean",
+        "test_row_update.py test_optim.py",
+        (
+            "ops/row_update/kernel.cpp",
+            "sum[place] += squares / float(D);",
+            "sum[place] += squares;",
+        ),
+    ),
+    fault(
+        "Adam: the second moment not corrected for its start",
+        "test_row_update.py test_optim.py",
+        ("ops/row_update/kernel.cpp", "(std::sqrt(v[d] / whole2) + eps)", "(std::sqrt(v[d]) + eps)"),
+    ),
+    fault(
+        "momentum: of the gradient without the weight decay",
+        "test_row_update.py test_optim.py",
+        ("ops/row_update/kernel.cpp", "m[d] = keep * m[d] + (g[d] + pull * p[d]);", "m[d] = keep * m[d] + g[d];"),
+    ),
+    fault(
+        "optimisers: the first change comes before what needs memory",
+        "test_optim.py",
+        (
+            "optim.py",
+            "started = {p: self._start(group, p) for p, group in parameters if p not in self.state}\n",
+            "started = {}\n        for p, group in parameters:\n"
+            "            self.state[p] = self.state.get(p) or self._start(group, p)\n",
+        ),
+    ),
+    fault(
+        "checks: once for a call, but of any layer",
+        "test_layers.py test_bad_input.py",
+        ("checked.py", "if outer is self:", "if outer is not None:"),
+    ),
+    fault(
+        "calibration: the temperature's inverse",
+        "test_calibration.py",
+        ("calibration.py", "return 1 / inverse", "return inverse"),
+    ),
+    fault(
+        "calibration: bins open at the other end",
+        "test_calibration.py",
+        (
+            "calibration.py",
+            "np.ceil(confidence * bins).astype(np.int64) - 1",
+            "np.floor(confidence * bins).astype(np.int64)",
+        ),
+    ),
+    fault(
+        "evaluation: the mean of the first half of the tokens only",
+        "test_evaluate.py",
+        ("evaluate.py", 'nll = _mean(text["nll"])', 'nll = _mean(text["nll"][: len(text["nll"]) // 2])'),
+    ),
+    fault(
+        "evaluation: of equal words the rarer comes first",
+        "test_evaluate.py",
+        ("evaluate.py", "< target[rows, None]", "> target[rows, None]"),
+    ),
+]
