@@ -337,15 +337,16 @@ def survey(folders: Iterable[Path], title: str, studies: Iterable[Path] = ()) ->
         aside |= record.aside
         smoke |= record.smoke_outcomes()
     kept, unfit = gather(folders, aside, [run for record in records for run in record.runs])
+    kept.sort(key=lambda found: _place(*found))
     named = _labels([run for _, runs in kept for run in runs])
     others, looks = styles(), {}
-    # The colours that are told apart best go to the layers that are in most settings.
-    often = Counter(label for _, runs in kept for label in {named[layer_identity(run)] for run in runs})
-    for label in sorted(often, key=lambda label: (-often[label], label)):
+    # The colours that are told apart best go to the layers that are in most settings, and in those shown first.
+    labels = [sorted({named[layer_identity(run)] for run in runs}) for _, runs in kept]
+    often = Counter(itertools.chain.from_iterable(labels))
+    for label in sorted(often, key=often.__getitem__, reverse=True):
         plain = label == REFERENCE.replace("_", " ").capitalize() or label.startswith("Full softmax (")
         looks[label] = OF_REFERENCE if plain and OF_REFERENCE not in looks.values() else next(others)
     comparisons = [_compare(setting, runs, named, looks) for setting, runs in kept]
-    comparisons.sort(key=lambda comparison: (comparison.vocabulary or 0, comparison.setting))
     return Survey(title, comparisons, sorted([*left_out, *unfit]), records, sorted(smoke.items()))
 
 
@@ -382,6 +383,13 @@ def _losses(runs: Sequence[Run], *, smoothed: bool = False) -> dict[int, float]:
             test = run.result["test"]
             found[run.seed] = math.log(test.get("epsilon_perplexity", math.inf) if smoothed else run.perplexity)
     return found
+
+
+def _place(setting: Setting, runs: list[Run]) -> tuple[bool, int, Setting]:
+    """Return what settings are ordered by: real text comes before generated text, small vocabularies before large."""
+    results = [run.result for run in runs if run.result]
+    generated = any(result["test"].get("source_nll") is not None for result in results)
+    return generated, max((result["vocabulary"] for result in results), default=0), setting
 
 
 def _labels(runs: Iterable[Run]) -> dict[str, str]:

@@ -100,10 +100,8 @@ def test_benchmarks_have_the_published_sizes(name, folder, tokens, vocabulary, t
 
 
 @pytest.mark.slow
-def test_twenty_million_tokens_take_seconds(tmp_path):
-    path, started = real("enwiki-2014"), time.process_time()
-    corpus = folder_corpus(path, tmp_path, min_count=2)
-    assert time.process_time() - started < 60  # about 10 on a laptop, decompression included
+def test_twenty_million_tokens(tmp_path):
+    corpus = folder_corpus(real("enwiki-2014"), tmp_path, min_count=2)
     assert (len(corpus.train), len(corpus.valid), len(corpus.test)) == (21_516_683, 251_022, 230_720)
     assert len(corpus.vocabulary) == 188_474 + 2
     assert corpus.vocabulary.counts[-1] == 2

@@ -1,5 +1,7 @@
 """Which runs are compared: those of one text, backbone and budget, each layer and seed once."""
 
+import json
+
 import pytest
 from synthetic_runs import make_run, make_seeds
 
@@ -47,3 +49,14 @@ def test_a_run_is_not_averaged_with_one_under_other_settings(tmp_path):
     found = survey(tmp_path.glob("*/*"), "")
     assert found.comparisons[0].rows[0].cells["test"].mean == pytest.approx(100.0)
     assert "optim.learning_rate" in found.left_out[0][1]
+
+
+def test_real_text_comes_before_generated_text(tmp_path):
+    folders = []
+    for corpus, vocabulary, source in (("zipf", 2000, 4.0), ("ptb", 10_000, None)):
+        for layer in ("full_softmax", "sampled_softmax"):
+            folders.append(make_run(tmp_path, layer, corpus=corpus, vocabulary=vocabulary))
+            result = json.loads((folders[-1] / "result.json").read_text())
+            result["test"]["source_nll"] = source
+            (folders[-1] / "result.json").write_text(json.dumps(result))
+    assert [one.setting.data for one in survey(folders, "").comparisons] == ["ptb", "zipf"]

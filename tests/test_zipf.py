@@ -1,7 +1,6 @@
 """The synthetic source against dense matrices, and its texts against the source."""
 
 import math
-import time
 
 import numpy as np
 import pytest
@@ -176,10 +175,8 @@ def test_texts_of_one_corpus_are_independent(tmp_path):
     assert np.array_equal(longer.test, corpus.test)
 
 
-def test_a_million_words_and_two_million_tokens_take_seconds(tmp_path):
-    started = time.process_time()
+def test_a_million_words_and_two_million_tokens(tmp_path):
     corpus = corpus_of(tmp_path, vocab_size=1_000_000, train_tokens=2_000_000, classes=64, successors=128)
-    assert time.process_time() - started < 30  # about 3 on a laptop
     assert len(corpus.vocabulary) == 1_000_000
     assert corpus.source.word_probability().sum() == pytest.approx(1, rel=1e-9)
     assert corpus.source.word_probability().min() > 0
