@@ -45,6 +45,14 @@ def test_the_fit_finds_what_the_measurements_were_made_of():
     assert fit(sizes, CostModel(TRUE)(*sizes.T)) == pytest.approx(TRUE, rel=1e-6)
 
 
+def test_small_shapes_count_as_much_as_large_ones():
+    sizes = np.array(SHAPES, np.float64)
+    expected = CostModel(TRUE)(*sizes.T)
+    slow = np.where(expected == expected.max(), 1.3, 1.0)  # the largest shape, measured while something else ran
+    found = CostModel(fit(sizes, slow * expected))(*sizes.T)
+    assert found == pytest.approx(expected, rel=0.2)
+
+
 def test_no_coefficient_is_negative():
     sizes = np.array(SHAPES, np.float64)
     taken = CostModel(np.array([2e-11, 8e-10, 6e-9, -1e-10, 1e-8, 2e-4]))(*sizes.T)

@@ -44,7 +44,7 @@ FAULTS = [
     ),
     fault(
         "checks: once for a call, but of any layer",
-        "test_layers.py test_bad_input.py",
+        "test_bad_input.py",
         ("checked.py", "if outer is self:", "if outer is not None:"),
     ),
     fault(
