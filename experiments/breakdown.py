@@ -6,6 +6,7 @@ import re
 
 from experiments.comparison import Column, Comparison, Row
 from experiments.reading import Run
+from experiments.setting import options
 from experiments.style import Style, styles
 
 
@@ -83,7 +84,7 @@ class Sweep:
         for row in comparison.finished:
             run = row.finished[0]
             if run.samples is not None:
-                rest = {key: value for key, value in run.config["output"].items() if key != "samples"}
+                rest = {key: value for key, value in options(run).items() if key != "samples"}
                 key = (run.layer, json.dumps(rest, sort_keys=True))
                 groups.setdefault(key, []).append((run.samples, row))
                 name = [option for option in re.findall(r"[\w.]+=[^,)]+", row.label) if "samples=" not in option]

@@ -13,7 +13,7 @@ from typing import Any
 
 from experiments import wording
 from experiments.reading import Run, flat
-from experiments.setting import Setting, gather, layer_identity
+from experiments.setting import Setting, gather, layer_identity, options
 from experiments.statistics import Difference, Interval, judged
 from experiments.studies import StudyRecord
 from experiments.style import OF_REFERENCE, Style, styles
@@ -397,9 +397,9 @@ def _labels(runs: Iterable[Run]) -> dict[str, str]:
     variants = {layer_identity(run): run for run in runs}
     labels = {}
     for identity, run in variants.items():
-        namesakes = [flat(other.config["output"]) for other in variants.values() if other.layer == run.layer]
-        own = flat(run.config["output"])
+        namesakes = [flat(options(other)) for other in variants.values() if other.layer == run.layer]
+        own = flat(options(run))
         unlike = [key for key in own if own[key] != "null" and len({other.get(key) for other in namesakes}) > 1]
-        options = [f"{key}={own[key]}" for key in unlike]
-        labels[identity] = run.layer.replace("_", " ").capitalize() + (f" ({', '.join(options)})" if options else "")
+        said = ", ".join(f"{key}={own[key]}" for key in unlike)
+        labels[identity] = run.layer.replace("_", " ").capitalize() + (f" ({said})" if said else "")
     return labels

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from experiments import wording
 from experiments.reading import Run, RunError, differing, read
@@ -60,7 +61,12 @@ class Setting:
 
 def layer_identity(run: Run) -> str:
     """Return what tells an output layer from another: its name and all its options."""
-    return json.dumps(run.config["output"], sort_keys=True)
+    return json.dumps(options(run), sort_keys=True)
+
+
+def options(run: Run) -> dict[str, Any]:
+    """Return the output layer's settings. Runs from before a layer had a choice of backends took what auto takes."""
+    return {"backend": "auto"} | run.config["output"]
 
 
 def gather(

@@ -60,3 +60,16 @@ def test_real_text_comes_before_generated_text(tmp_path):
             result["test"]["source_nll"] = source
             (folders[-1] / "result.json").write_text(json.dumps(result))
     assert [one.setting.data for one in survey(folders, "").comparisons] == ["ptb", "zipf"]
+
+
+def test_runs_from_before_a_layer_had_backends_are_of_the_same_layer(tmp_path):
+    folders = [
+        make_run(tmp_path, "full_softmax", seed=seed, output=output, digits=str(place))
+        for place, (seed, output) in enumerate([(1, {}), (2, {"backend": "auto"}), (2, {"backend": "eager"})])
+        )
+        for seed, output in ((1, {}), (2, {"backend": "auto"}), (2, {"backend": "eager"}))
+    ]
+    rows = survey(folders, "").comparisons[0].rows
+    assert {row.label: [run.seed for run in row.runs] for row in rows} == {
+        "Full softmax (backend=auto)": [1, 2], "Full softmax (backend=eager)": [2]
+    }  # fmt: skip
