@@ -66,8 +66,6 @@ def test_runs_from_before_a_layer_had_backends_are_of_the_same_layer(tmp_path):
     folders = [
         make_run(tmp_path, "full_softmax", seed=seed, output=output, digits=str(place))
         for place, (seed, output) in enumerate([(1, {}), (2, {"backend": "auto"}), (2, {"backend": "eager"})])
-        )
-        for seed, output in ((1, {}), (2, {"backend": "auto"}), (2, {"backend": "eager"}))
     ]
     rows = survey(folders, "").comparisons[0].rows
     assert {row.label: [run.seed for run in row.runs] for row in rows} == {
