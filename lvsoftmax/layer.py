@@ -76,6 +76,7 @@ class OutputLayer(nn.Module, ABC):
         self.vocab_size = len(counts)
         self._seed = torch.initial_seed() ^ zlib.crc32(type(self).__name__.encode())
         self._generators: dict[str, torch.Generator] = {}
+        self._generator_states: dict[str, Tensor] = {}
 
     # -- the distribution ---------------------------------------------------------------------------------------
 
@@ -196,28 +197,26 @@ class OutputLayer(nn.Module, ABC):
         key = str(device)
         if key not in self._generators:
             self._generators[key] = torch.Generator(device).manual_seed(self._seed)
+            if key in self._generator_states:
+                self._generators[key].set_state(self._generator_states.pop(key))
         return self._generators[key]
 
     def generator_state(self) -> dict[str, Tensor]:
         """Return the states of the random streams used so far, for a checkpoint."""
-        return {device: generator.get_state() for device, generator in self._generators.items()}
+        used = {device: generator.get_state() for device, generator in self._generators.items()}
+        return self._generator_states | used
 
     def load_generator_state(self, state: dict[str, Tensor]) -> None:
-        """Continue the random streams of a checkpoint."""
+        """Continue the random streams of a checkpoint, each when it is next used: this machine may lack its device."""
         for device, value in state.items():
-            self.generator(torch.device(device)).set_state(value)
+            self._generators.pop(device, None)
+            self._generator_states[device] = value
 
     def __getstate__(self) -> dict[str, Any]:
         # Generators cannot be copied or pickled; their states can.
         state = self.__dict__.copy()
-        state["_generators"] = self.generator_state()
+        state["_generators"], state["_generator_states"] = {}, self.generator_state()
         return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        generators = state.pop("_generators")
-        super().__setstate__(state)
-        self._generators = {}
-        self.load_generator_state(generators)
 
 
 check_methods(OutputLayer)

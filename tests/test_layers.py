@@ -15,6 +15,7 @@ import torch
 from cases import (
     CASES,
     COUNTS,
+    HIDDEN,
     VOCABULARIES,
     WITH_FULL_SUPPORT,
     WITH_PARTIAL_SUPPORT,
@@ -175,6 +176,16 @@ def test_equal_seeds_make_equal_layers(case):
     for one, other in zip(batch.draw(first) or (), batch.draw(second) or (), strict=True):
         assert torch.equal(one, other)
     assert torch.equal(first.sample(batch.hidden), second.sample(batch.hidden))
+
+
+def test_random_streams_of_a_device_that_this_machine_lacks_are_kept_for_one_that_has_it():
+    layer, state = CASES[0].build(), {"xla:7": torch.arange(16, dtype=torch.uint8)}
+    layer.load_generator_state(state)
+    copied = copy.deepcopy(layer)
+    for each in (layer, copied):
+        assert torch.equal(each.sample(torch.ones(3, HIDDEN)), CASES[0].build().sample(torch.ones(3, HIDDEN)))
+        assert_close(each.generator_state()["xla:7"], state["xla:7"], 0)
+        assert each.generator_state().keys() == {"xla:7", "cpu"}
 
 
 @for_every_case
