@@ -63,7 +63,7 @@ class _RowSparseOptimizer(Optimizer):
                 loss = closure()
         # What needs memory comes before the first change.
         parameters = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
-        started = {p: self._start(group, p) for p, group in parameters if p not in self.state}
+        started = {p: self._start(group, p) for p, group in parameters if not self._is_started(group, p)}
         sparse = {p: _rows(p.grad) for p, _ in parameters if p.grad.is_sparse}
         dense = {p for p, _ in parameters if not p.grad.is_sparse}
         self.state.update(started)
@@ -87,6 +87,10 @@ class _RowSparseOptimizer(Optimizer):
             for name, value in state_dict["state"].get(index, {}).items():
                 if self.state[parameter][name].dtype != value.dtype:
                     self.state[parameter][name] = value.to(parameter.device, copy=True)
+
+    def _is_started(self, group: dict[str, Any], parameter: Tensor) -> bool:
+        """Return whether a parameter has the state that its update needs."""
+        return parameter in self.state
 
     def _fuses(self, group: dict[str, Any], parameter: Tensor) -> bool:
         """Return whether torch's fused kernels know the update of this parameter's dense gradient."""
@@ -115,7 +119,7 @@ class SGD(_RowSparseOptimizer):
     Args:
         params: parameters or groups of them.
         lr: learning rate, a number or a tensor of no dimension.
-        momentum: 0 keeps no state.
+        momentum: 0 needs no state, which starts when a group's momentum is raised from there.
         weight_decay: L2 penalty; touched rows only where the gradient is row-sparse.
 
     Raises:
@@ -127,6 +131,9 @@ class SGD(_RowSparseOptimizer):
     ) -> None:
         _check(0 <= momentum < 1, f"momentum={momentum}: must be in [0, 1)")
         super().__init__(params, lr, weight_decay, momentum=momentum)
+
+    def _is_started(self, group, parameter):
+        return parameter in self.state and (not group["momentum"] or "momentum" in self.state[parameter])
 
     def _start(self, group, parameter):
         return {"momentum": _zeros(parameter)} if group["momentum"] else {}
@@ -364,7 +371,7 @@ def _rows(gradient: Tensor) -> tuple[Tensor, Tensor]:
         f"a sparse gradient of {gradient.sparse_dim()} sparse dimensions: only whole rows (one) can be updated",
     )
     gradient = _coalesced(gradient)
-    return gradient._indices()[0], gradient._values()
+    return gradient._indices()[0].contiguous(), gradient._values()
 
 
 def _coalesced(gradient: Tensor) -> Tensor:

@@ -301,6 +301,52 @@ def test_a_sparse_gradient_without_rows_changes_nothing(name):
 
 
 @every_optimizer
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(0, WIDTH), (0,), (ROWS, 0)], ids=str)
+def test_a_parameter_without_numbers_has_nothing_to_update(name, shape, dtype, sparse):
+    parameter = nn.Parameter(torch.empty(shape, dtype=dtype))
+    parameter.grad = torch.empty(shape, dtype=dtype).to_sparse(1) if sparse else torch.empty(shape, dtype=dtype)
+    OPTIMIZERS[name]([parameter]).step()
+    assert parameter.shape == shape
+
+
+@every_optimizer
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_parameter_may_be_one_number(name, dtype):
+    scalar, vector = nn.Parameter(torch.tensor(0.5, dtype=dtype)), nn.Parameter(torch.tensor([0.5], dtype=dtype))
+    scalar.grad, vector.grad = torch.tensor(0.3, dtype=dtype), torch.tensor([0.3], dtype=dtype)
+    optimizer = OPTIMIZERS[name]([scalar, vector])
+    for _ in range(2):
+        optimizer.step()
+    assert scalar == vector and scalar != 0.5
+
+
+@every_optimizer
+def test_the_rows_of_a_gradient_may_lie_apart_in_memory(name):
+    first, second = (table(torch.float32) for _ in range(2))
+    index, values = torch.tensor([[2, 0], [5, 0], [11, 0]]), torch.randn(3, WIDTH)
+    for parameter, row in ((first, index[:, 0]), (second, index[:, 0].clone())):
+        parameter.grad = torch.sparse_coo_tensor(row[None], values, parameter.shape, check_invariants=False)
+        OPTIMIZERS[name]([parameter]).step()
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_momentum_may_start_late(sparse):
+    ours, theirs = table(), table()
+    optimizer, reference = SGD([ours], 0.1), torch.optim.SGD([theirs], 0.1)
+    for step in range(4):
+        if step == 1:
+            optimizer.param_groups[0]["momentum"] = reference.param_groups[0]["momentum"] = 0.9
+        theirs.grad = torch.randn(theirs.shape, generator=torch.Generator().manual_seed(step), dtype=theirs.dtype)
+        ours.grad = theirs.grad.to_sparse(1) if sparse else theirs.grad.clone()
+        optimizer.step()
+        reference.step()
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+
+
+@every_optimizer
 def test_sparse_steps_allocate_no_table(name):
     rows = 200_000
     parameter = nn.Parameter(torch.zeros(rows, 4))

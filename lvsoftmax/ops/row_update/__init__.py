@@ -36,6 +36,8 @@ def sgd_rows(
     decay: float,
 ) -> None:
     """Update as :func:`reference.sgd_rows` does."""
+    if not gradient.numel():
+        return
     states = () if velocity is None else (velocity,)
     if not _kernel_serves(table, *states, gradient):
         numbers = {"lr": lr, "momentum": momentum, "decay": decay}
@@ -57,6 +59,8 @@ def adagrad_rows(
     decay: float,
 ) -> None:
     """Update as :func:`reference.adagrad_rows` does."""
+    if not gradient.numel():
+        return
     if not _kernel_serves(table, sum, gradient):
         numbers = {"lr": lr, "epsilon": epsilon, "decay": decay}
         _plainly(reference.adagrad_rows, table, (sum,), row_U, gradient, numbers)
@@ -80,6 +84,8 @@ def adam_rows(
     decay: float,
 ) -> None:
     """Update as :func:`reference.adam_rows` does."""
+    if not gradient.numel():
+        return
     if not _kernel_serves(table, first, second, gradient):
         numbers = {"lr": lr, "betas": betas, "corrections": corrections, "epsilon": epsilon, "decay": decay}
         _plainly(reference.adam_rows, table, (first, second), row_U, gradient, numbers)
@@ -116,7 +122,10 @@ def _plainly(
     if row_U is not None:
         update(table, *states, row_U, gradient, **numbers)
         return
-    rows = max(BLOCK // max(table[:1].numel(), 1), 1)
+    if table.ndim == 0:
+        table, gradient = table.view(1), gradient.view(1)
+        states = tuple(None if state is None else state.view(1) for state in states)
+    rows = max(BLOCK // table[0].numel(), 1)
     every = torch.arange(rows, device=table.device)
     for start in range(0, len(table), rows):
         block = slice(start, start + rows)
