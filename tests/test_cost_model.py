@@ -78,6 +78,15 @@ def test_every_backend_and_number_of_threads_has_its_own(folder):
     assert len(list(folder.glob("cost-model-cpu-eager-*.json"))) == 2
 
 
+@pytest.mark.usefixtures("in_double")
+def test_measured_is_single_precision_whatever_the_default_type(monkeypatch):
+    monkeypatch.setattr(module, "SHAPES", [(32, 8, 64)])
+    met = []
+    monkeypatch.setattr(module, "_time", lambda operands, _: met.extend(x.dtype for x in operands) or 1.0)
+    module._measure(CPU, "eager")
+    assert set(met) == {torch.float32}
+
+
 @pytest.mark.parametrize("content", ["", "{}", '{"coefficients": "none"}', "[]"])
 def test_a_broken_file_is_measured_anew(folder, content):
     expected = cost_model(CPU).coefficients

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lvsoftmax.cost import count_work
+from lvsoftmax.ops import buffers
 from lvsoftmax.ops import gather_dot as package
 from lvsoftmax.ops.gather_dot import BACKENDS
 
@@ -67,6 +68,17 @@ def test_no_tokens(gather_dot):
     value = gather_dot(hidden[:0], weight, bias, IDS[:0], sparse=True)
     value.sum().backward()
     assert value.shape == (0, K) and weight.grad.to_dense().any().item() is False
+
+
+@for_every_backend
+@pytest.mark.parametrize("sparse", [False, True])
+def test_tokens_without_words(gather_dot, sparse):
+    """Large enough for memory that was used before, and is not zero."""
+    hidden, weight = torch.randn(300, 1024, requires_grad=True), torch.randn(V, 1024, requires_grad=True)
+    buffers.recycled(hidden.shape, hidden.dtype).fill_(7)
+    value = gather_dot(hidden, weight, None, torch.empty(300, 0, dtype=torch.long), sparse=sparse)
+    value.sum().backward()
+    assert value.shape == (300, 0) and not hidden.grad.any() and not weight.grad.to_dense().any()
 
 
 @for_every_backend

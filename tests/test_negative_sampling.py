@@ -48,6 +48,14 @@ def test_the_expected_gradient_equals_its_closed_form(options):
     assert_mean(torch.stack(many), expected)
 
 
+@pytest.mark.usefixtures("in_double")
+@pytest.mark.parametrize("bias", [True, False])
+def test_it_may_be_built_in_double(bias):
+    layer = NegativeSampling(D, COUNTS, bias=bias)
+    expected = torch.log_softmax(torch.nn.functional.linear(torch.ones(2, D), *layer.operands(torch.ones(2, D))[1:]), 1)
+    torch.testing.assert_close(layer.log_prob(torch.ones(2, D)), expected)
+
+
 @pytest.mark.parametrize("options", NOISES, ids=str)
 def test_at_the_optimum_the_distribution_is_the_truth(options):
     """The bias that solves ``p sigmoid(-s) = K q sigmoid(s)`` word by word, found without knowing the solution."""

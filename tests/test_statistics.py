@@ -88,6 +88,14 @@ def test_the_same_text_gives_the_same_vectors_and_leaves_the_global_stream_alone
     np.testing.assert_array_equal(first, word_vectors(table, 100))
 
 
+def test_vectors_are_single_whatever_the_default_type(request):
+    pairs = bigrams(zipf_text(50, 2000), 50)
+    expected = word_vectors(pairs, 50)
+    request.getfixturevalue("in_double")
+    found = word_vectors(pairs, 50)
+    assert found.dtype == np.float32 and np.array_equal(found, expected)
+
+
 @pytest.mark.parametrize("name", ["bigrams", "embeddings"])
 def test_a_corpus_computes_a_statistic_once(name, tmp_path, monkeypatch):
     (tmp_path / "text.txt").write_text("a b c a b a\n" * 50)

@@ -70,10 +70,10 @@ def word_vectors(
     column_sum = count.new_zeros(2 * contexts).index_add_(0, column, count)
     value = (count / (row_sum[row] * column_sum[column])).sqrt().float()
     rank = min(width, 2 * contexts, vocab_size)
-    vectors = torch.zeros(vocab_size, width)
+    vectors = torch.zeros(vocab_size, width, dtype=torch.float32)
     vectors[:, :rank] = _principal_components(row, column, value, (vocab_size, 2 * contexts), rank)
     vectors[row_sum == 0] = 0  # rounding errors would be given unit length
-    return F.normalize(vectors, eps=torch.finfo().tiny).numpy()
+    return F.normalize(vectors, eps=torch.finfo(vectors.dtype).tiny).numpy()
 
 
 STATISTICS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
@@ -89,7 +89,8 @@ def _principal_components(
     """Return the left singular vectors of a sparse matrix times its singular values, for the ``rank`` largest."""
     by_row = _sparse_product(row, column, value, shape[0])
     by_column = _sparse_product(column, row, value, shape[1])
-    start = torch.randn(shape[1], min(rank + OVERSAMPLING, *shape), generator=torch.Generator().manual_seed(0))
+    size, generator = (shape[1], min(rank + OVERSAMPLING, *shape)), torch.Generator().manual_seed(0)
+    start = torch.randn(size, generator=generator, dtype=value.dtype)
     basis = torch.linalg.qr(by_row(start)).Q
     for _ in range(POWER_ROUNDS):
         basis = torch.linalg.qr(by_row(torch.linalg.qr(by_column(basis)).Q)).Q

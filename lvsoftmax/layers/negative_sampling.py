@@ -82,7 +82,8 @@ class NegativeSampling(DenseOutputLayer):
         self.noise = make_fixed_noise(
             noise, counts, self.samples, power=power, replacement=replacement, per_token=per_token
         )
-        self.register_buffer("log_expected", self.noise.log_expected(torch.arange(self.vocab_size)))
+        log_expected = self.noise.log_expected(torch.arange(self.vocab_size))
+        self.register_buffer("log_expected", log_expected.to(self.weight.dtype))
         if self.bias is not None:
             with torch.no_grad():
                 self.bias -= self.log_expected

@@ -4,6 +4,7 @@
 
 #include <omp.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
@@ -23,6 +24,21 @@ inline void by_fours(int64_t count, Function function) {
     int64_t i = 0;
     for (; i + 4 <= count; i += 4) function(i, std::integral_constant<int, 4>());
     for (; i < count; i++) function(i, std::integral_constant<int, 1>());
+}
+
+// Calls a function of p and the rows of the pairs from p on for the K pairs from `first` on, up to four at a time.
+template <typename T, typename Function>
+inline void rows_by_fours(const T *weight, const int64_t *ids, int64_t first, int64_t K, int64_t P, int64_t D,
+                          Function function) {
+    by_fours(K, [&](int64_t k, auto count) {
+        const int64_t p = first + k;
+        const T *row[4];
+        for (int64_t i = 0; i < count(); i++) {
+            row[i] = weight + ids[p + i] * D;
+            if (p + i + AHEAD < P) ask_for(weight + ids[p + i + AHEAD] * D, D);
+        }
+        function(p, row, count);
+    });
 }
 
 template <int COUNT, typename T>
@@ -59,13 +75,7 @@ void products(const T *hidden, const T *weight, const T *bias, const int64_t *id
     const int64_t P = N * K;
 #pragma omp parallel for num_threads(threads) if (threads > 1 && P * D > FEW)
     for (int64_t n = 0; n < N; n++) {
-        by_fours(K, [&](int64_t k, auto count) {
-            const int64_t p = n * K + k;
-            const T *row[4];
-            for (int64_t i = 0; i < count(); i++) {
-                row[i] = weight + ids[p + i] * D;
-                if (p + i + AHEAD < P) ask_for(weight + ids[p + i + AHEAD] * D, D);
-            }
+        rows_by_fours(weight, ids, n * K, K, P, D, [&](int64_t p, const T *const *row, auto count) {
             dots<count()>(hidden + n * D, row, D, result + p);
             for (int64_t i = 0; bias && i < count(); i++) result[p + i] += bias[ids[p + i]];
         });
@@ -78,14 +88,9 @@ void to_hidden(const T *upstream, const T *weight, const int64_t *ids, int64_t N
     const int64_t P = N * K;
 #pragma omp parallel for num_threads(threads) if (threads > 1 && P * D > FEW)
     for (int64_t n = 0; n < N; n++) {
-        by_fours(K, [&](int64_t k, auto count) {
-            const int64_t p = n * K + k;
-            const T *row[4];
-            for (int64_t i = 0; i < count(); i++) {
-                row[i] = weight + ids[p + i] * D;
-                if (p + i + AHEAD < P) ask_for(weight + ids[p + i + AHEAD] * D, D);
-            }
-            gather<count()>(upstream + p, row, D, k == 0, result + n * D);
+        if (!K) std::fill_n(result + n * D, D, T(0));
+        rows_by_fours(weight, ids, n * K, K, P, D, [&](int64_t p, const T *const *row, auto count) {
+            gather<count()>(upstream + p, row, D, p == n * K, result + n * D);
         });
     }
 }
