@@ -94,6 +94,31 @@ def test_loss_is_the_weighted_sum_of_forward(case):
     )
 
 
+@for_every_case
+def test_loss_without_gradients_is_the_same(case):
+    layer = randomise(case.build())
+    batch = Batch.of(layer, dtype=torch.float32)
+    arguments = (batch.hidden, batch.target, batch.upstream, batch.previous, batch.draw(layer))
+    expected = layer.loss(*arguments).detach()
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode:
+            assert_close(layer.loss(*arguments).clone(), expected, 1e-5)
+
+
+@pytest.mark.usefixtures("without_type_checks")
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.bfloat16, torch.float64])
+@for_every_case
+def test_weights_of_any_type_are_the_numbers_they_are(case, dtype):
+    layer = randomise(case.build(**dense(case)))
+    batch = Batch.of(layer, dtype=torch.float32)
+    sample, results = batch.draw(layer), []
+    weight = torch.tensor([1, 0, 1, 1, 0, 0, 1])
+    for each in (weight.float(), weight.to(dtype)):
+        loss = layer.loss(batch.hidden, batch.target, each, batch.previous, sample)
+        results.append((loss.float(), gradients(loss, torch.ones_like(loss), layer, batch.hidden)))
+    assert_close(*results, 1e-5)
+
+
 @pytest.mark.parametrize("k", [1, 5])
 @for_every_case
 def test_topk_are_the_largest_of_log_prob(case, k):

@@ -14,6 +14,11 @@ def upcast(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
+def sum_dtype(x: Tensor) -> torch.dtype:
+    """Return the precision of sums of what is computed from ``x``: float64 stays, everything else becomes float32."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 def product_dtype(hidden: Tensor) -> torch.dtype:
     """Precision of a matrix product with ``hidden``: autocast's where it is on, otherwise that of ``hidden``.
 

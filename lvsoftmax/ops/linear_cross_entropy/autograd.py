@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lvsoftmax.ops.backends import Backends, triton
+from lvsoftmax.ops.gradients_in_forward import GradientsInForward, is_differentiated
 from lvsoftmax.ops.inputs import check_operands
 from lvsoftmax.ops.linear_cross_entropy import gpu, native, reference
 from lvsoftmax.ops.linear_cross_entropy.reference import cast
-from lvsoftmax.ops.numerics import product_dtype, softplus, upcast
+from lvsoftmax.ops.numerics import product_dtype, softplus, sum_dtype, upcast
 
 BACKENDS = Backends(triton=triton, cpp=native.LIBRARY.obstacle)
 
@@ -110,11 +111,6 @@ def soft_capped(logits: Tensor, softcap: float | None) -> Tensor:
     return logits if softcap is None else softcap * torch.tanh(upcast(logits) / softcap)
 
 
-def is_differentiated(*inputs: Tensor | None) -> bool:
-    """Return whether a gradient of one of the inputs may be asked for."""
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-
-
 def per_token(
     hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, target_N: Tensor, parameter: float, kernel: str
 ) -> tuple[Tensor, Tensor]:
@@ -133,10 +129,11 @@ def weighted_sum(
     kernel: str,
 ) -> Tensor:
     """Return ``sum(token_weight * (nll + z_loss * log_sum^2))``, to be differentiated at most once, by a kernel."""
+    token_weight_N = token_weight_N.to(sum_dtype(hidden_ND))
     if not is_differentiated(hidden_ND, weight_VD, bias_V):
         nll_N, log_sum_N = per_token(hidden_ND, weight_VD, bias_V, target_N, parameter, kernel)
         return (token_weight_N * (nll_N + z_loss * log_sum_N.square())).sum()
-    return _WeightedSum.apply(hidden_ND, weight_VD, bias_V, target_N, token_weight_N, parameter, z_loss, kernel)
+    return _WeightedSum.apply(hidden_ND, weight_VD, bias_V, token_weight_N, target_N, parameter, z_loss, kernel)
 
 
 class _PerToken(torch.autograd.Function):
@@ -170,32 +167,15 @@ class _PerToken(torch.autograd.Function):
         return *cast(gradients, *operands[:3]), None, None, None
 
 
-class _WeightedSum(torch.autograd.Function):
+class _WeightedSum(GradientsInForward):
     @staticmethod
-    def forward(ctx, hidden_ND, weight_VD, bias_V, target_N, token_weight_N, parameter, z_loss, kernel):
+    def forward(ctx, hidden_ND, weight_VD, bias_V, token_weight_N, target_N, parameter, z_loss, kernel):
         dtype = product_dtype(hidden_ND)
         operands = hidden_ND, weight_VD, bias_V, target_N
         needed = ctx.needs_input_grad[:3]
         value_N, gradients = KERNELS[kernel].weighted(dtype, *operands, parameter, token_weight_N, z_loss, needed)
-        ctx.value_N = value_N if ctx.needs_input_grad[4] else None
-        ctx.gradients = cast(gradients, *operands[:3])
+        ctx.gradients = (*cast(gradients, *operands[:3]), value_N if ctx.needs_input_grad[3] else None)
         return (token_weight_N * value_N).sum()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, upstream):
-        # The gradients leave ctx for good: they are scaled in place, and autograd would copy what somebody still holds.
-        gradients, ctx.gradients = ctx.gradients, None
-        if gradients is None:
-            raise RuntimeError("this loss can be differentiated once; use the per-token nll to do it again")
-        if not _is_one(upstream):
-            gradients = [None if gradient is None else gradient.mul_(upstream) for gradient in gradients]
-        return *gradients, None, None if ctx.value_N is None else upstream * ctx.value_N, None, None, None
-
-
-def _is_one(upstream: Tensor) -> bool:
-    """Return whether the gradients are right as they are, where it costs nothing to ask."""
-    return upstream.is_cpu and not torch.compiler.is_compiling() and bool(upstream == 1)
 
 
 def _check(

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lvsoftmax.ops.gradients_in_forward import GradientsInForward, is_differentiated
 from lvsoftmax.ops.linear_cross_entropy.autograd import BACKENDS, KERNELS
-from lvsoftmax.ops.linear_cross_entropy.reference import accumulate, blocks, cast, softmax_block, zeros
-from lvsoftmax.ops.numerics import product_dtype, softplus
+from lvsoftmax.ops.linear_cross_entropy.reference import accumulate, blocks, cast, room, softmax_block, zeros
+from lvsoftmax.ops.numerics import product_dtype, softplus, sum_dtype
 
 
 def banded_cross_entropy(
@@ -42,9 +43,10 @@ def banded_cross_entropy_loss(
     of the gradients. To the others logits are cheaper than memory for those of all bands: four products.
     """
     kernel = BACKENDS.choose(backend, target_N.device)
-    if kernel != "eager":
+    token_weight_N = token_weight_N.to(sum_dtype(inputs[0]))
+    if kernel != "eager" or not is_differentiated(bias_V, *inputs, *weights):
         return (token_weight_N * _PerToken.apply(kernel, target_N, bias_V, *inputs, *weights)).sum()
-    return _WeightedSum.apply(target_N, token_weight_N, bias_V, *inputs, *weights)
+    return _WeightedSum.apply(bias_V, *inputs, *weights, token_weight_N, target_N)
 
 
 class _PerToken(torch.autograd.Function):
@@ -106,41 +108,27 @@ def _bands(
         first += size
 
 
-class _WeightedSum(torch.autograd.Function):
+class _WeightedSum(GradientsInForward):
     @staticmethod
-    def forward(ctx, target_N, token_weight_N, *parameters):
-        needed = ctx.needs_input_grad[2:]
-        gradients = _room(parameters, needed)
-        upstream_N = token_weight_N if any(needed) else None
-        nll_N = _step(product_dtype(parameters[1]), target_N, parameters, upstream_N, gradients)
-        ctx.nll_N = nll_N if ctx.needs_input_grad[1] else None
-        ctx.gradients = cast(gradients, *parameters)
+    def forward(ctx, *inputs):
+        *parameters, token_weight_N, target_N = inputs
+        *needed, weight_needed, _ = ctx.needs_input_grad
+        gradients = room(needed, *parameters)
+        nll_N = _step(product_dtype(parameters[1]), target_N, parameters, token_weight_N, gradients)
+        ctx.gradients = (*cast(gradients, *parameters), nll_N if weight_needed else None)
         return (token_weight_N * nll_N).sum()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, upstream):
-        # The gradients leave ctx for good: they are scaled in place, and autograd would copy what somebody still holds.
-        gradients, ctx.gradients = ctx.gradients, None
-        if gradients is None:
-            raise RuntimeError("this loss can be differentiated once; use the per-token nll to do it again")
-        scaled = [None if gradient is None else gradient.mul_(upstream) for gradient in gradients]
-        return None, None if ctx.nll_N is None else upstream * ctx.nll_N, *scaled
-
-
-def _room(parameters: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor | None]:
-    return [zeros(x, x.dtype) if asked else None for x, asked in zip(parameters, needed, strict=True)]
 
 
 def _step(
     dtype: torch.dtype,
     target_N: Tensor,
     parameters: Sequence[Tensor],
-    upstream_N: Tensor | None,
+    upstream_N: Tensor,
     gradients: Sequence[Tensor | None],
 ) -> Tensor:
-    """Return the nll and, where ``upstream`` is given, add to the gradients of bias, inputs and weights."""
+    """Return the nll and add to the gradients of bias, inputs and weights."""
     bias_V, *tables = parameters
+    grad_bias_V, *grad_tables = gradients
     count = len(tables) // 2
     inputs, weights = tables[:count], [weight.to(dtype) for weight in tables[count:]]
     sizes = [len(weight) for weight in weights]
@@ -151,12 +139,9 @@ def _step(
         for x, weight, band_CV in zip(input_C, weights, logit_CV.split(sizes, 1), strict=True):
             band_CV.copy_(x @ weight.T)
         logit_CV += bias_V
-        upstream_C = None if upstream_N is None else upstream_N[block]
-        nll_N[block], grad_CV = softmax_block(logit_CV, target_N[block], upstream_C)
-        if grad_CV is not None:
-            grad_bias_V, *grad_tables = gradients
-            if grad_bias_V is not None:
-                grad_bias_V += grad_CV.sum(0)
-            for b, band_CV in enumerate(grad_CV.split(sizes, 1)):
-                accumulate([grad_tables[b], grad_tables[count + b], None], block, band_CV, input_C[b], weights[b])
+        nll_N[block], grad_CV = softmax_block(logit_CV, target_N[block], upstream_N[block])
+        if grad_bias_V is not None:
+            grad_bias_V += grad_CV.sum(0)
+        for b, band_CV in enumerate(grad_CV.split(sizes, 1)):
+            accumulate([grad_tables[b], grad_tables[count + b], None], block, band_CV, input_C[b], weights[b])
     return nll_N

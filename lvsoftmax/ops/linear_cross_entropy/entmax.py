@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lvsoftmax.ops.gradients_in_forward import GradientsInForward, is_differentiated
 from lvsoftmax.ops.inputs import check_operands
-from lvsoftmax.ops.linear_cross_entropy.reference import accumulate, blocks, cast, zeros
-from lvsoftmax.ops.numerics import product_dtype, upcast
+from lvsoftmax.ops.linear_cross_entropy.reference import accumulate, blocks, cast, room, zeros
+from lvsoftmax.ops.numerics import product_dtype, sum_dtype, upcast
 from lvsoftmax.ops.pairs import bag_starts, pair_gradients
 from lvsoftmax.ops.sparse import FEW, Entries, at_entries, fenchel_young, row_sums, solve
 
@@ -50,7 +51,10 @@ def linear_entmax_loss(
     With ``sparse`` the gradients of weight and bias are row-sparse.
     """
     check_operands(hidden_ND, weight_VD, bias_V, target_N, token_weight_N)
-    return _WeightedSum.apply(hidden_ND, weight_VD, bias_V, target_N, token_weight_N, alpha, sparse)
+    token_weight_N = token_weight_N.to(sum_dtype(hidden_ND))
+    if not is_differentiated(hidden_ND, weight_VD, bias_V):
+        return (token_weight_N * _PerToken.apply(hidden_ND, weight_VD, bias_V, target_N, alpha, sparse)).sum()
+    return _WeightedSum.apply(hidden_ND, weight_VD, bias_V, token_weight_N, target_N, alpha, sparse)
 
 
 class _PerToken(torch.autograd.Function):
@@ -65,29 +69,18 @@ class _PerToken(torch.autograd.Function):
     def backward(ctx, upstream_N):
         hidden_ND, weight_VD, bias_V, target_N = ctx.saved_tensors
         inputs = hidden_ND, weight_VD, bias_V
-        _, gradients = _step(inputs, target_N, *ctx.settings, upstream_N=upstream_N, needed=ctx.needs_input_grad)
+        _, gradients = _step(inputs, target_N, *ctx.settings, upstream_N=upstream_N, needed=ctx.needs_input_grad[:3])
         return *gradients, None, None, None
 
 
-class _WeightedSum(torch.autograd.Function):
+class _WeightedSum(GradientsInForward):
     @staticmethod
-    def forward(ctx, hidden_ND, weight_VD, bias_V, target_N, token_weight_N, alpha, sparse):
-        needed = ctx.needs_input_grad
-        upstream_N = token_weight_N if any(needed[:3]) else None
+    def forward(ctx, hidden_ND, weight_VD, bias_V, token_weight_N, target_N, alpha, sparse):
+        *needed, weight_needed = ctx.needs_input_grad[:4]
         inputs, settings = (hidden_ND, weight_VD, bias_V), (alpha, sparse, product_dtype(hidden_ND))
-        loss_N, ctx.gradients = _step(inputs, target_N, *settings, upstream_N=upstream_N, needed=needed)
-        ctx.loss_N = loss_N if needed[4] else None
+        loss_N, gradients = _step(inputs, target_N, *settings, upstream_N=token_weight_N, needed=needed)
+        ctx.gradients = (*gradients, loss_N if weight_needed else None)
         return (token_weight_N * loss_N).sum()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, upstream):
-        # The gradients leave ctx for good: they are scaled in place, and autograd would copy what somebody still holds.
-        gradients, ctx.gradients = ctx.gradients, None
-        if gradients is None:
-            raise RuntimeError("this loss can be differentiated once; use the per-token one to do it again")
-        scaled = [None if gradient is None else gradient.mul_(upstream) for gradient in gradients]
-        return *scaled, None, None if ctx.loss_N is None else upstream * ctx.loss_N, None, None
 
 
 def _step(
@@ -124,7 +117,7 @@ def _step(
         # While a graph is traced, nothing may hang on how many there are.
         traced = torch.compiler.is_compiling()
         if entries.place_P is None and (traced or slope.count_nonzero() > FEW * slope.numel()):
-            products = products or _room(inputs, needed)
+            products = products or room(needed, *inputs)
             accumulate(products, block, slope, hidden_CD, cast_VD)
             continue
         slope_P = slope.view(-1)
@@ -139,7 +132,7 @@ def _step(
     if pairs:
         sums.append(_pair_sums(inputs, pairs, needed, sparse))
     if products or not sums:
-        gradients = cast(products or _room(inputs, needed), *inputs)
+        gradients = cast(products or room(needed, *inputs), *inputs)
         if sparse:
             gradients[1:] = [None if x is None else x.to_sparse(1) for x in gradients[1:]]
         sums.append(gradients)
@@ -151,11 +144,6 @@ def _total(parts: Sequence[Tensor | None]) -> Tensor | None:
     for part in parts[1:]:
         total = None if total is None or part is None else total + part
     return total
-
-
-def _room(inputs: Inputs, needed: Sequence[bool]) -> list[Tensor | None]:
-    asked = zip(inputs, needed, strict=False)
-    return [zeros(x, x.dtype) if wanted and x is not None else None for x, wanted in asked]
 
 
 def _pair_sums(

@@ -22,12 +22,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lvsoftmax.ops.backends import Backends
+from lvsoftmax.ops.gradients_in_forward import GradientsInForward, is_differentiated
 from lvsoftmax.ops.inputs import check_operands
 from lvsoftmax.ops.linear_cross_entropy import native
-from lvsoftmax.ops.linear_cross_entropy.autograd import is_differentiated, per_token, weighted_sum
-from lvsoftmax.ops.linear_cross_entropy.reference import accumulate, blocks, cast, zeros
+from lvsoftmax.ops.linear_cross_entropy.autograd import per_token, weighted_sum
+from lvsoftmax.ops.linear_cross_entropy.reference import accumulate, blocks, cast, room, zeros
 from lvsoftmax.ops.normalisers import Exponential, Normaliser, Sigmoidal, Spherical, Taylor
-from lvsoftmax.ops.numerics import product_dtype, upcast
+from lvsoftmax.ops.numerics import product_dtype, sum_dtype, upcast
 
 NORMALISED_BACKENDS = Backends(cpp=native.LIBRARY.obstacle)
 
@@ -80,10 +81,11 @@ def normalised_cross_entropy_loss(
     ``normalised_cross_entropy``.
     """
     check_operands(hidden_ND, weight_VD, bias_V, target_N, token_weight_N)
+    token_weight_N = token_weight_N.to(sum_dtype(hidden_ND))
     if _choose(backend, hidden_ND, normaliser) == "eager":
         if not is_differentiated(hidden_ND, weight_VD, bias_V):
             return (token_weight_N * _PerToken.apply(hidden_ND, weight_VD, bias_V, target_N, normaliser)).sum()
-        return _WeightedSum.apply(hidden_ND, weight_VD, bias_V, target_N, token_weight_N, normaliser)
+        return _WeightedSum.apply(hidden_ND, weight_VD, bias_V, token_weight_N, target_N, normaliser)
     kernel, parameter, shift = _weights(normaliser)
     bias_V = _shifted(bias_V, weight_VD, shift)
     return weighted_sum(hidden_ND, weight_VD, bias_V, target_N, token_weight_N, parameter, 0.0, kernel)
@@ -129,36 +131,19 @@ class _PerToken(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, upstream_N):
         *parameters, target_N = ctx.saved_tensors
-        gradients = _room(parameters, ctx.needs_input_grad)
+        gradients = room(ctx.needs_input_grad[:3], *parameters)
         _step(ctx.dtype, ctx.normaliser, parameters, target_N, upstream_N, gradients)
         return *cast(gradients, *parameters), None, None
 
 
-class _WeightedSum(torch.autograd.Function):
+class _WeightedSum(GradientsInForward):
     @staticmethod
-    def forward(ctx, hidden_ND, weight_VD, bias_V, target_N, token_weight_N, normaliser):
+    def forward(ctx, hidden_ND, weight_VD, bias_V, token_weight_N, target_N, normaliser):
         parameters = (hidden_ND, weight_VD, bias_V)
-        gradients = _room(parameters, ctx.needs_input_grad)
-        upstream_N = token_weight_N if any(ctx.needs_input_grad[:3]) else None
-        nll_N = _step(product_dtype(hidden_ND), normaliser, parameters, target_N, upstream_N, gradients)
-        ctx.nll_N = nll_N if ctx.needs_input_grad[4] else None
-        ctx.gradients = cast(gradients, *parameters)
+        gradients = room(ctx.needs_input_grad[:3], *parameters)
+        nll_N = _step(product_dtype(hidden_ND), normaliser, parameters, target_N, token_weight_N, gradients)
+        ctx.gradients = (*cast(gradients, *parameters), nll_N if ctx.needs_input_grad[3] else None)
         return (token_weight_N * nll_N).sum()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, upstream):
-        # The gradients leave ctx for good: they are scaled in place, and autograd would copy what somebody still holds.
-        gradients, ctx.gradients = ctx.gradients, None
-        if gradients is None:
-            raise RuntimeError("this loss can be differentiated once; use the per-token nll to do it again")
-        scaled = [None if gradient is None else gradient.mul_(upstream) for gradient in gradients]
-        return *scaled, None, None if ctx.nll_N is None else upstream * ctx.nll_N, None
-
-
-def _room(parameters: Sequence[Any], needed: Sequence[bool]) -> list[Tensor | None]:
-    pairs = zip(parameters, needed, strict=False)
-    return [zeros(x, x.dtype) if asked and x is not None else None for x, asked in pairs]
 
 
 def _step(
@@ -180,7 +165,7 @@ def _step(
             score_CV += bias_V
         upstream_C = None if upstream_N is None else upstream_N[block]
         nll_N[block], grad_CV = _block(score_CV, target_N[block], upstream_C, normaliser)
-        if gradients is not None:
+        if gradients is not None and grad_CV is not None:
             accumulate(gradients, block, grad_CV, hidden_CD, cast_VD)
     return nll_N
 

@@ -47,7 +47,7 @@ def gradients(
 
     The derivative by a capped logit is ``others_factor * exp(logit - others)``; for the target ``target_factor``.
     """
-    gradients = _room(needed, hidden_ND, weight_VD, bias_V)
+    gradients = room(needed, hidden_ND, weight_VD, bias_V)
     cast_VD = weight_VD.to(dtype)
     for block in blocks(len(hidden_ND), len(weight_VD)):
         hidden_CD = hidden_ND[block].to(dtype)
@@ -70,14 +70,14 @@ def weighted(
     needed: Sequence[bool],
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Return each token's ``nll + z_loss * logsumexp^2``, and the needed gradients of the sum weighted by token."""
-    gradients = _room(needed, hidden_ND, weight_VD, bias_V)
+    gradients = room(needed, hidden_ND, weight_VD, bias_V)
     cast_VD = weight_VD.to(dtype)
     value_N = zeros(target_N, hidden_ND.dtype)
     for block in blocks(len(hidden_ND), len(weight_VD)):
         hidden_CD = hidden_ND[block].to(dtype)
         logit_CV, slope_CV = _logits(hidden_CD, cast_VD, bias_V, softcap)
         value_N[block], grad_CV = softmax_block(logit_CV, target_N[block], token_weight_N[block], z_loss)
-        if grad_CV is not None and slope_CV is not None:
+        if slope_CV is not None:
             grad_CV *= slope_CV
         accumulate(gradients, block, grad_CV, hidden_CD, cast_VD)
     return value_N, gradients
@@ -102,10 +102,8 @@ def _logits(
     return logit_CV * softcap, logit_CV.square_().neg_().add_(1)
 
 
-def softmax_block(
-    exp_CV: Tensor, target_C: Tensor, upstream_C: Tensor | None = None, z_loss: float = 0.0
-) -> tuple[Tensor, Tensor | None]:
-    """Return the block's ``nll + z_loss * logsumexp^2``, and for an upstream the gradient in the place of logits.
+def softmax_block(exp_CV: Tensor, target_C: Tensor, upstream_C: Tensor, z_loss: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Return the block's ``nll + z_loss * logsumexp^2``, and ``upstream`` times its gradient in the place of logits.
 
     The sum over the other words is taken without the target. A difference from a sum over all words (``p - 1``)
     would have no correct digit left as p goes to 1.
@@ -122,8 +120,6 @@ def softmax_block(
     logsumexp_C1 = sum_C1.log() + largest_C1
     if z_loss:
         value_C1 = value_C1 + z_loss * logsumexp_C1.square()
-    if upstream_C is None:
-        return value_C1.squeeze(1), None
     slope_C1 = 2 * z_loss * logsumexp_C1
     scale_C1 = upstream_C[:, None] / sum_C1
     exp_CV *= scale_C1 * (1 + slope_C1)
@@ -136,18 +132,16 @@ def zeros(like: Tensor, dtype: torch.dtype) -> Tensor:
     return buffers.empty_like(like, like.shape, torch.promote_types(dtype, torch.float32)).zero_()
 
 
-def _room(needed: Sequence[bool], *inputs: Tensor | None) -> list[Tensor | None]:
+def room(needed: Sequence[bool], *inputs: Tensor | None) -> list[Tensor | None]:
     """Return zeros for the sums over blocks of those gradients that are needed."""
     return [zeros(x, x.dtype) if asked and x is not None else None for x, asked in zip(inputs, needed, strict=True)]
 
 
 def accumulate(
-    gradients: list[Tensor | None], block: slice, grad_CV: Tensor | None, hidden_CD: Tensor, weight_VD: Tensor
+    gradients: list[Tensor | None], block: slice, grad_CV: Tensor, hidden_CD: Tensor, weight_VD: Tensor
 ) -> None:
     """Add a block's share to the gradients of hidden, weight and bias."""
     grad_hidden_ND, grad_weight_VD, grad_bias_V = gradients
-    if grad_CV is None:
-        return
     if grad_bias_V is not None:
         grad_bias_V += grad_CV.sum(0)
     grad_CV = grad_CV.to(hidden_CD.dtype)

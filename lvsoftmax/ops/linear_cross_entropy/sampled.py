@@ -12,12 +12,12 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from lvsoftmax.ops.gradients_in_forward import GradientsInForward
 from lvsoftmax.ops.inputs import check_operands
 from lvsoftmax.ops.linear_cross_entropy.reference import accumulate, blocks, cast, zeros
 from lvsoftmax.ops.noise import Sample
-from lvsoftmax.ops.numerics import product_dtype, softplus, upcast
+from lvsoftmax.ops.numerics import product_dtype, softplus, sum_dtype, upcast
 from lvsoftmax.ops.objectives import candidate_logits, candidate_rows, left_out_draws
 
 Slopes = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -58,6 +58,7 @@ def candidate_loss(
         sparse: whether the gradients of table and bias are row-sparse (COO).
     """
     check_operands(hidden_ND, weight_VD, bias_V, target_N, token_weight_N)
+    token_weight_N = token_weight_N.to(sum_dtype(hidden_ND))
     ids, log_expected, target_log_expected = sample
     left_out = left_out_draws(target_N, ids, hits=hits, own=own)
     if ids.ndim == 2:
@@ -148,20 +149,7 @@ def _exponentials(target_logit_C: Tensor, logit_CK: Tensor) -> tuple[Tensor, Ten
     return sum_C, target_logit_C - largest_C - sum_C.log()
 
 
-class _OnTheWay(torch.autograd.Function):
-    """Functions that have computed the gradients of their inputs, ``ctx.gradients``, by the end of ``forward``."""
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, upstream):
-        # The gradients leave ctx for good: they are scaled in place, and autograd would copy what somebody still holds.
-        gradients, ctx.gradients = ctx.gradients, None
-        if gradients is None:
-            raise RuntimeError("this loss can be differentiated once; use the per-token forward to do it again")
-        return (*(None if gradient is None else gradient.mul_(upstream) for gradient in gradients), None, None)
-
-
-class _SharedLoss(_OnTheWay):
+class _SharedLoss(GradientsInForward):
     @staticmethod
     def forward(ctx, target_logit_N, hidden_ND, row_KD, offset_K, token_weight_N, left_out, slopes):
         dtype = product_dtype(hidden_ND)
@@ -181,7 +169,7 @@ class _SharedLoss(_OnTheWay):
         return loss
 
 
-class _LogitLoss(_OnTheWay):
+class _LogitLoss(GradientsInForward):
     @staticmethod
     def forward(ctx, target_logit_N, logit_NK, log_expected_NK, token_weight_N, left_out, slopes):
         gradient_NK = logit_NK - log_expected_NK

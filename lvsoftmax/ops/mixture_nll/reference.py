@@ -1,8 +1,8 @@
 """A mixture of softmaxes over one table, in plain PyTorch.
 
-Letters: N tokens, E experts, D width of an expert's vector, V words, C tokens of one block, R = C E rows of it. Neither
-``[N, E, V]`` nor, but for all log-probabilities, ``[N, V]`` is ever there. README.md beside this file derives what is
-computed.
+Letters: N tokens, E experts, M = N E vectors of experts, D their width, V words, C tokens of one block, R = C E rows of
+it. Neither ``[N, E, V]`` nor, but for all log-probabilities, ``[N, V]`` is ever there. README.md beside this file
+derives what is computed.
 """
 
 from collections.abc import Iterator
@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lvsoftmax.ops.gradients_in_forward import GradientsInForward, is_differentiated
 from lvsoftmax.ops.linear_cross_entropy import BACKENDS, linear_cross_entropy, reference
-from lvsoftmax.ops.linear_cross_entropy.reference import accumulate, cast, zeros
-from lvsoftmax.ops.numerics import product_dtype, upcast
+from lvsoftmax.ops.linear_cross_entropy.reference import accumulate, cast, room, zeros
+from lvsoftmax.ops.numerics import product_dtype, sum_dtype, upcast
 from lvsoftmax.ops.softmax import log_softmax, logsumexp
 
 
@@ -53,10 +54,10 @@ def mixture_nll_loss(
     The ``eager`` backend computes gradients during the forward pass: three matrix products per expert, memory of one
     block and of the gradients. The others know one upstream gradient per token only before they start: four products.
     """
-    if BACKENDS.choose(backend, target_N.device) != "eager":
-        operands = prior_logit_NE, expert_NED, weight_VD, bias_V, target_N
-        return (token_weight_N * mixture_nll(*operands, backend=backend)).sum()
-    return _WeightedSum.apply(prior_logit_NE, expert_NED, weight_VD, bias_V, target_N, token_weight_N)
+    inputs, token_weight_N = (prior_logit_NE, expert_NED, weight_VD, bias_V), token_weight_N.to(sum_dtype(expert_NED))
+    if BACKENDS.choose(backend, target_N.device) != "eager" or not is_differentiated(*inputs):
+        return (token_weight_N * mixture_nll(*inputs, target_N, backend=backend)).sum()
+    return _WeightedSum.apply(prior_logit_NE, expert_NED.flatten(0, 1), weight_VD, bias_V, token_weight_N, target_N)
 
 
 def mixture_log_prob(log_prior_NE: Tensor, expert_NED: Tensor, weight_VD: Tensor, bias_V: Tensor) -> Tensor:
@@ -80,19 +81,18 @@ def _mix(prior_logit_NE: Tensor, nll_NE: Tensor) -> Tensor:
     return torch.where(miss_N < 0.5, sure_N, unsure_N)
 
 
-class _WeightedSum(torch.autograd.Function):
+class _WeightedSum(GradientsInForward):
     @staticmethod
-    def forward(ctx, prior_logit_NE, expert_NED, weight_VD, bias_V, target_N, token_weight_N):
-        dtype = product_dtype(expert_NED)
+    def forward(ctx, prior_logit_NE, expert_MD, weight_VD, bias_V, token_weight_N, target_N):
+        dtype = product_dtype(expert_MD)
         tokens, experts = prior_logit_NE.shape
-        inputs = prior_logit_NE, expert_NED.flatten(0, 1), weight_VD, bias_V
-        needed = ctx.needs_input_grad[:4]
-        gradients = [zeros(x, x.dtype) if asked else None for x, asked in zip(inputs, needed, strict=True)]
+        inputs = prior_logit_NE, expert_MD, weight_VD, bias_V
+        gradients = room(ctx.needs_input_grad[:4], *inputs)
         cast_VD = weight_VD.to(dtype)
-        nll_N = zeros(target_N, expert_NED.dtype)
+        nll_N = zeros(target_N, expert_MD.dtype)
         for block in _blocks(tokens, experts, len(weight_VD)):
             rows = slice(block.start * experts, block.stop * experts)
-            expert_RD = inputs[1][rows].to(dtype)
+            expert_RD = expert_MD[rows].to(dtype)
             exp_RV = upcast(expert_RD @ cast_VD.T)
             exp_RV += bias_V
             exp_RV -= exp_RV.amax(1, keepdim=True)
@@ -105,28 +105,14 @@ class _WeightedSum(torch.autograd.Function):
                 prior, expert_nll = upcast(prior_logit_NE[block].detach()).requires_grad_(), nll_RE.requires_grad_()
                 mixed_C = _mix(prior, expert_nll)
             nll_N[block] = mixed_C.detach()
-            if any(needed):
-                grad_prior_CE, pull_CE = torch.autograd.grad(mixed_C, (prior, expert_nll), token_weight_N[block])
-                if gradients[0] is not None:
-                    gradients[0][block] = grad_prior_CE
-                exp_RV.scatter_(1, target_R1, -others_R1)
-                exp_RV *= pull_CE.reshape(-1, 1) / (others_R1 + target_logit_R1.exp())
-                accumulate(gradients[1:], rows, exp_RV, expert_RD, cast_VD)
-        ctx.nll_N = nll_N if ctx.needs_input_grad[5] else None
-        ctx.shape = expert_NED.shape
-        ctx.gradients = cast(gradients, *inputs)
+            grad_prior_CE, pull_CE = torch.autograd.grad(mixed_C, (prior, expert_nll), token_weight_N[block])
+            if gradients[0] is not None:
+                gradients[0][block] = grad_prior_CE
+            exp_RV.scatter_(1, target_R1, -others_R1)
+            exp_RV *= pull_CE.reshape(-1, 1) / (others_R1 + target_logit_R1.exp())
+            accumulate(gradients[1:], rows, exp_RV, expert_RD, cast_VD)
+        ctx.gradients = (*cast(gradients, *inputs), nll_N if ctx.needs_input_grad[4] else None)
         return (token_weight_N * nll_N).sum()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, upstream):
-        # The gradients leave ctx for good: they are scaled in place, and autograd would copy what somebody still holds.
-        gradients, ctx.gradients = ctx.gradients, None
-        if gradients is None:
-            raise RuntimeError("this loss can be differentiated once; use the per-token nll to do it again")
-        prior, expert, weight, bias = (None if gradient is None else gradient.mul_(upstream) for gradient in gradients)
-        expert = None if expert is None else expert.view(ctx.shape)
-        return prior, expert, weight, bias, None, None if ctx.nll_N is None else upstream * ctx.nll_N
 
 
 class _LogProb(torch.autograd.Function):
