@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lvsoftmax.ops.inputs import check_argument, check_floating, check_vocabulary, check_words
+from lvsoftmax.ops.inputs import check_argument, check_hidden, check_vocabulary, check_words
 
 CHECKED = {"log_prob", "nll", "topk", "sample", "log_partition", "log_prob_and_partition", "draw", "forward", "loss"}
 """Methods of a layer that take hidden vectors."""
@@ -51,14 +51,16 @@ def _check_inputs(
     target: Tensor | None = None,
     weight: Tensor | None = None,
     previous: Tensor | None = None,
+    k: int | None = None,
     **_: Any,
 ) -> None:
+    check_hidden(hidden, layer.hidden_size)
     own = next(layer.parameters(), hidden)  # a layer may have none
     tokens, device = len(hidden), own.device
-    check_argument("hidden", hidden, (tokens, layer.hidden_size), device, "the layer")
-    check_floating("hidden", hidden)
-    if hidden.dtype != own.dtype and not torch.is_autocast_enabled(device.type):
-        raise ValueError(f"hidden has type {hidden.dtype} and the layer {own.dtype}; cast one, or use torch.autocast")
+    check_argument("hidden", hidden, hidden.shape, device, "the layer")
+    _check_types(hidden.dtype, own.dtype, device.type)
+    if k is not None and not 0 <= k <= layer.vocab_size:
+        raise ValueError(f"k={k}: must be from 0 to {layer.vocab_size}, the number of words")
     for name, words in (("target", target), ("previous", previous)):
         if words is not None:
             check_argument(name, words, (tokens,), device, "the layer")
@@ -66,3 +68,12 @@ def _check_inputs(
             check_vocabulary(name, words, layer.vocab_size)
     if weight is not None:
         check_argument("weight", weight, (tokens,), device, "the layer")
+
+
+def _check_types(hidden: torch.dtype, layer: torch.dtype, device: str) -> None:
+    if hidden == layer:
+        return
+    if torch.float64 in (hidden, layer):
+        raise ValueError(f"hidden has type {hidden} and the layer {layer}; cast one, which torch.autocast does not")
+    if not torch.is_autocast_enabled(device):
+        raise ValueError(f"hidden has type {hidden} and the layer {layer}; cast one, or use torch.autocast")

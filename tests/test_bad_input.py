@@ -149,6 +149,42 @@ def test_what_has_the_wrong_type_is_named(case):
             call(layer, method, given | {"hidden": given["hidden"].long()})
         with pytest.raises(ValueError, match=r"^hidden has type torch.float16 and the layer torch.float32; cast one"):
             call(layer, method, given | {"hidden": given["hidden"].half()})
+        double = given | {"hidden": given["hidden"].double()}
+        with pytest.raises(ValueError, match=r"^hidden has type torch.float64 and the layer torch.float32; cast one"):
+            with torch.autocast("cpu", torch.bfloat16):
+                call(layer, method, double)
+
+
+@for_every_yaml
+@without_type_checks
+def test_what_is_no_tensor_is_named(case):
+    layer = case.build()
+    given = inputs(layer)
+    for method, names in ARGUMENTS.items():
+        for name in names:
+            for value, kind in ((given[name].tolist(), "list"), (given[name].detach().numpy(), "ndarray")):
+                with pytest.raises(ValueError, match=f"^{name} is a {kind}: it must be a torch.Tensor$"):
+                    call(layer, method, given | {name: value})
+
+
+@for_every_yaml
+@without_type_checks
+def test_hidden_vectors_that_are_no_rows_are_named(case):
+    layer = case.build()
+    given = inputs(layer)
+    for method in ARGUMENTS:
+        for hidden in (torch.tensor(1.0), torch.ones(16), torch.ones(7, 1, 16)):
+            with pytest.raises(ValueError, match=r"^hidden has shape .*: it must be \[tokens, 16\]"):
+                call(layer, method, given | {"hidden": hidden})
+
+
+@for_every_yaml
+def test_more_words_than_there_are_are_named(case):
+    layer = case.build()
+    for k in (-1, 98):
+        with pytest.raises(ValueError, match=f"^k={k}: must be from 0 to 97"):
+            layer.topk(torch.ones(2, 16), k)
+    assert layer.topk(torch.ones(2, 16), 97)[1].shape == (2, 97)
 
 
 @pytest.mark.parametrize("word", [-100, -1, 97])

@@ -21,7 +21,7 @@ class GradientsInForward(torch.autograd.Function):
         # The gradients leave ctx for good: they are scaled in place, and autograd would copy what somebody still holds.
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
-            raise RuntimeError("this loss can be differentiated once; weigh the per-token forward to do it again")
+            raise RuntimeError("this loss can be differentiated once; use the per-token one to do it again")
         if not _is_one(upstream):
             gradients = [None if gradient is None else gradient.mul_(upstream) for gradient in gradients]
         return *gradients, *[None] * (len(ctx.needs_input_grad) - len(gradients))

@@ -3,6 +3,8 @@
 Word ids outside the vocabulary are looked for on the CPU only: elsewhere that would wait for the device.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -10,21 +12,31 @@ MOST_PAIRS = 2**31 - 1
 """Of tokens and words, or tokens and nodes, that the kernels can number."""
 
 
+def check_tensor(name: str, x: Any) -> None:
+    """Raise ``ValueError`` unless an argument is a tensor."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{name} is a {type(x).__name__}: it must be a torch.Tensor")
+
+
+def check_hidden(hidden: Any, width: int) -> None:
+    """Raise ``ValueError`` unless hidden vectors are floating-point numbers, one row of this width per token."""
+    check_tensor("hidden", hidden)
+    if hidden.ndim != 2 or hidden.shape[1] != width:
+        raise ValueError(f"hidden has shape {tuple(hidden.shape)}: it must be [tokens, {width}], a row for each token")
+    if not hidden.is_floating_point():
+        raise ValueError(f"hidden has type {hidden.dtype}: it must be of floating-point numbers")
+
+
 def check_argument(name: str, x: Tensor, shape: tuple, device: torch.device, beside: str = "weight") -> None:
     """Raise ``ValueError`` unless an argument has this shape and lies on this device, that of the one named ``beside``.
 
     What it is compared with is not to blame more than it is; so the message names both.
     """
+    check_tensor(name, x)
     if tuple(x.shape) != tuple(shape):
         raise ValueError(f"{name} has shape {tuple(x.shape)}, not {tuple(shape)} as hidden and {beside} would have it")
     if x.device != device:
         raise ValueError(f"{name} is on {x.device} and {beside} on {device}; move one of them")
-
-
-def check_floating(name: str, x: Tensor) -> None:
-    """Raise ``ValueError`` unless an argument holds floating-point numbers."""
-    if not x.is_floating_point():
-        raise ValueError(f"{name} has type {x.dtype}: it must be of floating-point numbers")
 
 
 def check_words(name: str, x: Tensor) -> None:
@@ -63,11 +75,13 @@ def check_operands(
         token_weight_N: one number per token, or None.
         name: of the words.
     """
-    (rows, width), tokens, device = weight_VD.shape, len(hidden_ND), weight_VD.device
+    (rows, width), device = weight_VD.shape, weight_VD.device
+    check_hidden(hidden_ND, width)
+    tokens = len(hidden_ND)
     check_argument("hidden", hidden_ND, (tokens, width), device)
-    check_floating("hidden", hidden_ND)
     if bias_V is not None:
         check_argument("bias", bias_V, (rows,), device)
+    check_tensor(name, words)
     check_argument(name, words, (tokens, *words.shape[1:]), device)
     check_words(name, words)
     if token_weight_N is not None:
