@@ -1,9 +1,10 @@
-"""Memory for large results that every step makes anew: touched once, then used again.
+"""Memory for large tensors: for results that every step makes anew, and for tables that are read in any order.
 
 The first touch of fresh memory is a page fault per 4 KiB, and costs several times as much as writing the numbers. Large
 tensors are given back to the system when they die, so that a gradient ``[V, D]`` pays for this at every step. What
 :func:`recycled` returns is an ordinary tensor on memory that is kept when the tensor, and everything that shares its
-storage, has died, and serves the next tensor of that size.
+storage, has died, and serves the next tensor of that size. A table stays, but where its rows lie must be looked up at
+every step: :func:`empty_table`.
 """
 
 import math

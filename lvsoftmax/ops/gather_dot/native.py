@@ -13,6 +13,7 @@ from lvsoftmax.ops.backends import CppLibrary
 from lvsoftmax.ops.buffers import recycled
 from lvsoftmax.ops.inputs import check_vocabulary
 from lvsoftmax.ops.numerics import upcast
+from lvsoftmax.ops.pairs import spread
 
 LIBRARY = CppLibrary(Path(__file__).with_name("kernel.cpp"))
 C_TYPES = {torch.float32: "float", torch.float64: "double"}
@@ -43,20 +44,11 @@ class _GatherDot(torch.autograd.Function):
         operands = (upstream_NK.to(x_ND.dtype).contiguous(), x_ND, weight_VD.to(x_ND.dtype).contiguous(), ids_NK)
         needed = list(ctx.needs_input_grad[:3])
         to_hidden_ND, to_weight, to_bias, word_U = _gradients(*operands, needed, ctx.sparse)
-
-        def finished(gradient: Tensor, like: Tensor, index_U: Tensor | None = None) -> Tensor:
-            gradient = gradient.to(like.dtype)
-            if index_U is None:
-                return gradient
-            return torch.sparse_coo_tensor(
-                index_U[None], gradient, like.shape, is_coalesced=True, check_invariants=False
-            )
-
-        rows = word_U if ctx.sparse else None
+        index_U = word_U if ctx.sparse else None
         return (
-            finished(to_hidden_ND, hidden_ND) if needed[0] else None,
-            finished(to_weight, weight_VD, rows) if needed[1] else None,
-            finished(to_bias, bias_V, rows) if needed[2] and bias_V is not None else None,
+            to_hidden_ND.to(hidden_ND.dtype) if needed[0] else None,
+            spread(to_weight.to(weight_VD.dtype), index_U, weight_VD) if needed[1] else None,
+            spread(to_bias.to(bias_V.dtype), index_U, bias_V) if needed[2] else None,
             None,
             None,
         )
