@@ -37,7 +37,7 @@ FAULTS = [
         "test_optim.py",
         (
             "optim.py",
-            "started = {p: self._start(group, p) for p, group in parameters if p not in self.state}\n",
+            "started = {p: self._start(group, p) for p, group in parameters if not self._is_started(group, p)}\n",
             "started = {}\n        for p, group in parameters:\n"
             "            self.state[p] = self.state.get(p) or self._start(group, p)\n",
         ),
