@@ -59,6 +59,17 @@ def test_memory_that_serves_nobody_goes_back(monkeypatch):
     assert [len(memory) for _, memory in buffers._free] == [ENTRIES * 8 + buffers.ALIGNMENT]
 
 
+def test_nothing_goes_back_while_it_is_to_be_kept(monkeypatch):
+    monkeypatch.setattr(buffers, "PATIENCE", 3)
+    with buffers.kept():
+        recycled((ENTRIES,), torch.float32)
+        for _ in range(5):
+            recycled((ENTRIES * 2,), torch.float32)
+        assert len(buffers._free) == 2
+    recycled((ENTRIES * 2,), torch.float32)
+    assert [len(memory) for _, memory in buffers._free] == [ENTRIES * 8 + buffers.ALIGNMENT]
+
+
 def test_small_and_foreign_tensors_are_ordinary():
     recycled((8,), torch.float32)
     assert not buffers._free
@@ -124,6 +135,7 @@ def test_a_large_table_and_its_state_ask_for_huge_pages():
     rows = 2**24 // 4 // 64
     layer = FullSoftmax(64, torch.ones(rows))
     middle = layer.weight.data_ptr() + 2**23
+    assert layer.weight.data_ptr() % buffers.ALIGNMENT == 0
     assert "hg" in flags_of_memory_at(middle) and torch.isfinite(layer.weight).all()
     optimiser = Adagrad(layer.parameters(), lr=0.1)
     layer(torch.ones(1, 64), torch.zeros(1, dtype=torch.long)).mean().backward()

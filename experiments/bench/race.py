@@ -6,7 +6,7 @@ import gc
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from experiments.bench.cell import Cell, Instance, Unavailable, problem
 from experiments.bench.contestants import Contestant
 from experiments.bench.laws import reported
 from lvsoftmax.cost import extra_bytes, peak_bytes, release_free_memory, reset_peak, seconds
+from lvsoftmax.ops import buffers
 
 FEWEST_ROUNDS = 3
 SHORTEST = 0.02
@@ -83,6 +84,21 @@ def clock_of(cell: Cell) -> tuple[str, Callable[[], float]]:
     return "wall-clock time", time.perf_counter
 
 
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let no garbage be looked for meanwhile, and no memory leave that a contestant's next turn would have to touch."""
+    collected = gc.isenabled()
+    gc.disable()
+    gc.freeze()  # what was there before is not looked through when garbage is asked for
+    try:
+        with buffers.kept():
+            yield
+    finally:
+        gc.unfreeze()
+        if collected:
+            gc.enable()
+
+
 def race(
     runners: Mapping[Any, Runner], *, rounds: int, budget: float, advance: Callable[[], Any] = lambda: None
 ) -> dict[Any, Times]:
@@ -103,10 +119,7 @@ def race(
     keys = list(runners)
     found: dict[Any, list[float]] = {key: [] for key in keys}
     start = time.perf_counter()
-    collected = gc.isenabled()
-    gc.disable()
-    gc.freeze()  # what was there before the race is not looked through in every round
-    try:
+    with _undisturbed():
         for number in range(rounds + 1):
             if number > FEWEST_ROUNDS and time.perf_counter() - start > budget:
                 break
@@ -122,10 +135,6 @@ def race(
                 if number:
                     found[key].append(statistics.median(turn))
                 advance()
-    finally:
-        gc.unfreeze()
-        if collected:
-            gc.enable()
     return {key: Times(tuple(times)) for key, times in found.items()}
 
 

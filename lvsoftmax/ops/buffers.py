@@ -9,7 +9,8 @@ every step: :func:`empty_table`.
 
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from torch.nn import Parameter
 SMALLEST = 2**20
 """Bytes below which the C library itself keeps memory for reuse."""
 
-PATIENCE = 64
+PATIENCE: float = 64
 """Requests, of any size, after which memory that served none of them goes back to the system."""
 
 ALIGNMENT = 64
@@ -50,9 +51,8 @@ def recycled(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     if size < SMALLEST:
         return torch.empty(shape, dtype=dtype)
     memory = _take(size + ALIGNMENT)
-    start = -memory.ctypes.data % ALIGNMENT
     # The tensor's storage owns this view, and nobody else does: it dies when nothing shares the storage any more.
-    view = memory[start : start + size]
+    view = _aligned(memory)
     weakref.finalize(view, _give, memory).atexit = False
     return torch.from_numpy(view).view(dtype).view(*shape)
 
@@ -64,10 +64,21 @@ def empty_table(rows: int, width: int, dtype: torch.dtype | None = None) -> Tens
     too. Linux gives pages of 2 MiB to who asks; on other systems, and devices, this is ``torch.empty``.
     """
     ordinary = torch.empty(rows, width, dtype=dtype)
-    known = {torch.float32: np.float32, torch.float64: np.float64}.get(ordinary.dtype)
-    if known is None or type(ordinary) is not Tensor or not ordinary.is_cpu:
+    if type(ordinary) is not Tensor or not ordinary.is_cpu or ordinary.nbytes < SMALLEST:
         return ordinary
-    return torch.from_numpy(np.empty((rows, width), known))  # NumPy asks
+    view = _aligned(np.empty(ordinary.nbytes + ALIGNMENT, np.uint8))  # NumPy asks
+    return torch.from_numpy(view).view(ordinary.dtype).view(rows, width)
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Give nothing back to the system meanwhile: for steps between which many others are made."""
+    global PATIENCE
+    before, PATIENCE = PATIENCE, math.inf
+    try:
+        yield
+    finally:
+        PATIENCE = before
 
 
 def release() -> None:
@@ -85,6 +96,12 @@ def _take(size: int) -> np.ndarray:
             return _free.pop(position)[1]
     # NumPy asks for huge pages where the system has them: fewer faults even for what is fresh.
     return np.empty(size, np.uint8)
+
+
+def _aligned(memory: np.ndarray) -> np.ndarray:
+    """Return all of some memory but what is before the first and behind the last cache line."""
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + len(memory) - ALIGNMENT]
 
 
 def _give(memory: np.ndarray) -> None:
