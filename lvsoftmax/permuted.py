@@ -1,6 +1,6 @@
 """Serve a vocabulary in any order with a layer that wants it ranked by frequency."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ class Permuted(OutputLayer):
 
     Args:
         layer: the layer, over frequency ranks.
-        order: ``[vocab]`` the rank of every id.
+        order: ``[vocab]`` the rank of every id, a tensor, array or list.
 
     Raises:
         ValueError: ``order`` is not a permutation of the layer's words.
@@ -34,9 +34,10 @@ class Permuted(OutputLayer):
 
     order: Tensor
 
-    def __init__(self, layer: OutputLayer, order: Int[Tensor, "vocab"]) -> None:
+    def __init__(self, layer: OutputLayer, order: Int[Tensor, "vocab"] | Sequence[int]) -> None:
         # The wrapper has no use for frequencies, which the layer has seen in its own order.
         super().__init__(layer.hidden_size, torch.ones(layer.vocab_size))
+        order = torch.as_tensor(order)
         if not torch.equal(order.sort().values, torch.arange(layer.vocab_size, device=order.device)):
             raise ValueError(f"order must hold every rank 0 ... {layer.vocab_size - 1} once; give the rank of every id")
         self.layer = layer

@@ -155,6 +155,11 @@ def test_random_streams_are_the_layers():
     assert torch.equal(layer.sample(hidden), expected)
 
 
+def test_the_order_may_be_a_list():
+    layer = FullSoftmax(4, torch.tensor([9, 4, 2]))
+    assert torch.equal(Permuted(layer, [2, 0, 1]).order, torch.tensor([2, 0, 1]))
+
+
 @pytest.mark.parametrize("order", [[0, 1, 1], [0, 1, 3], [1, 2, 3], [0, 1], [0, 1, 2, 3]])
 def test_what_is_no_permutation_is_refused(order):
     with pytest.raises(ValueError, match=r"order must hold every rank 0 \.\.\. 2 once"):
