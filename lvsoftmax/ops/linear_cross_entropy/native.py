@@ -214,7 +214,7 @@ def _room(hidden: Tensor, weight: Tensor, needed: Sequence[bool]) -> list[Tensor
 
 
 def _block(tokens: int, vocab: int, entry: int, differentiates: bool) -> tuple[int, bool]:
-    """Return the tokens of a block, and whether what the gradients need of its weights is kept for the gradients."""
+    """Return the tokens of a block, and whether what the gradients need of its weights is kept for them."""
     kept = KEPT // (entry * vocab) // WHOLE * WHOLE
     keeps = differentiates and kept >= min(tokens, FEWEST)
     most = min(TOKENS, kept) if keeps else TOKENS

@@ -22,25 +22,17 @@ inline vec<float> widen_vector(const uint16_t *x) {
 
 // ---- precisions: what is multiplied, and what it is summed in -------------------------------------------------------
 
-struct Single {
-    using Entry = float; using Operand = float; using Sum = float;
+template <class T> struct Plain {
+    using Entry = T; using Operand = T; using Sum = T;
     static constexpr int DEPTH = 1;
-    static Entry narrow(float x) { return x; }
+    static Entry narrow(T x) { return x; }
     static Operand pack(Entry x, Entry) { return x; }
-    static vec<float> pack(vec<float> x, vec<float>) { return x; }
-    static void add_product(vec<float> &sum, Operand a, vec<float> b) { sum += a * b; }
-    static void put(Entry *to, const vec<float> *x, bool past_cache) { store_both(to, x, past_cache); }
+    static vec<T> pack(vec<T> x, vec<T>) { return x; }
+    static void add_product(vec<T> &sum, Operand a, vec<T> b) { sum += a * b; }
+    static void put(Entry *to, const vec<T> *x, bool past_cache) { store_both(to, x, past_cache); }
 };
-
-struct Double {
-    using Entry = double; using Operand = double; using Sum = double;
-    static constexpr int DEPTH = 1;
-    static Entry narrow(double x) { return x; }
-    static Operand pack(Entry x, Entry) { return x; }
-    static vec<double> pack(vec<double> x, vec<double>) { return x; }
-    static void add_product(vec<double> &sum, Operand a, vec<double> b) { sum += a * b; }
-    static void put(Entry *to, const vec<double> *x, bool past_cache) { store_both(to, x, past_cache); }
-};
+using Single = Plain<float>;
+using Double = Plain<double>;
 
 #if defined(__AVX512BF16__)
 struct Brain {
