@@ -8,7 +8,7 @@ import torch
 
 from lvsoftmax.ops import buffers, partition
 from lvsoftmax.ops.backends import interprets_triton
-from lvsoftmax.ops.path_nll import BACKENDS, native, path_nll
+from lvsoftmax.ops.path_nll import BACKENDS, native, path_nll, tree_log_prob
 
 DEVICES = {"cpp": "cpu", "triton": "cpu" if interprets_triton() else "cuda", "eager": "cpu"}
 
@@ -153,6 +153,73 @@ def test_a_bfloat16_hidden_vector_is_that_number_in_float32(backend):
     assert torch.equal(low[1], high[1].bfloat16())
     assert torch.equal(low[0], high[0])
     assert torch.equal(low[2].to_dense(), high[2].to_dense())
+
+
+# -- every word --------------------------------------------------------------------------------------------------------
+
+
+def all_words(score, tree, backend: str):
+    """``tree_log_prob`` of a tree from ``partition``."""
+    laid_out = partition.levels(tree)
+    branches = map(torch.from_numpy, (tree.node_branch, tree.word_branch))
+    positions = map(torch.from_numpy, (laid_out.node_position, laid_out.leaf_position, laid_out.word_leaf))
+    return tree_log_prob(score, *branches, laid_out.sizes, *positions, backend=backend)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("tokens", [0, 1, 7, 128, 300])
+@for_every_tree
+@compiled
+def test_the_pass_over_all_words_errs_no_more_than_the_reference(tree, tokens, threads):
+    torch.set_num_threads(threads)
+    score = 3 * torch.randn(len(tree.node_branch), tokens, generator=torch.Generator().manual_seed(tokens))
+    truth = all_words(score.double(), tree, "eager")
+    one, other = (all_words(score, tree, backend) for backend in ("cpp", "eager"))
+    assert one.shape == other.shape and one.dtype == other.dtype
+    assert error(one, truth) <= 2 * error(other, truth) + 1e-6
+    torch.testing.assert_close(all_words(score.double(), tree, "cpp"), truth, rtol=1e-13, atol=1e-13)
+    torch.set_num_threads(1)
+    assert torch.equal(one, all_words(score, tree, "cpp"))
+
+
+@compiled
+def test_all_words_keep_the_digits_of_sure_decisions():
+    score = torch.cat([torch.linspace(-200, 200, 4001), torch.linspace(-3, 3, 3001)])[None]
+    found = all_words(score, TREES["two"], "cpp").double()
+    even = int(TREES["two"].word_branch.argmin())
+    for word, sign in ((even, -1), (1 - even, 1)):
+        expected = -torch.logaddexp(torch.zeros(()).double(), sign * score[0].double())
+        torch.testing.assert_close(found[:, word], expected, rtol=6e-7, atol=torch.finfo(torch.float32).tiny)
+
+
+@compiled
+def test_all_words_of_what_is_not_finite():
+    score = torch.zeros(VOCAB - 1, 3)
+    score[5, 0], score[5, 1], score[5, 2] = math.nan, math.inf, -math.inf
+    one, other = (all_words(score, TREES["zipf"], backend) for backend in ("cpp", "eager"))
+    torch.testing.assert_close(one, other, equal_nan=True)
+
+
+@compiled
+def test_all_words_need_no_more_than_their_workspace(monkeypatch):
+    taken = []
+
+    def guarded(shape, dtype):
+        whole = torch.full((math.prod(shape) + 64,), -77, dtype=dtype)
+        taken.append(whole)
+        return whole[:-64].view(*shape)
+
+    score = torch.randn(VOCAB - 1, 150)
+    expected = all_words(score, TREES["zipf"], "cpp")
+    monkeypatch.setattr(native, "recycled", guarded)
+    assert torch.equal(all_words(score, TREES["zipf"], "cpp"), expected)
+    assert len(taken) == 2 and all((whole[-64:] == -77).all() for whole in taken)
+
+
+def test_all_words_can_be_differentiated():
+    score = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    tree = partition.balanced_tree(np.arange(5))
+    assert torch.autograd.gradcheck(lambda x: all_words(x, tree, "auto"), score)
 
 
 # -- threads and memory -----------------------------------------------------------------------------------------------

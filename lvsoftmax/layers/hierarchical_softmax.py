@@ -115,7 +115,16 @@ class HierarchicalSoftmax(OutputLayer):
     def log_prob(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens vocab"]:
         """Score every node by one product, then pass down the tree."""
         score = self.pace[:, None] * torch.addmm(self.bias[:, None], self.weight, hidden.T)
-        return tree_log_prob(score, self.level_sizes, self.node_position, self.leaf_position, self.word_leaf)
+        return tree_log_prob(
+            score,
+            self.node_branch,
+            self.word_branch,
+            self.level_sizes,
+            self.node_position,
+            self.leaf_position,
+            self.word_leaf,
+            backend=self.backend,
+        )
 
     def nll(self, hidden: Float[Tensor, "tokens hidden"], target: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
         """Sum the target's path."""

@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 Obstacle = Callable[[torch.device], str | None]
 """Returns why a backend cannot run on a device, with the remedy; None if it can."""
 
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-shared", "-fPIC")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 
 
 class BackendUnavailable(ValueError):

@@ -80,6 +80,20 @@ FAULTS = [
         ("ops/path_nll/kernel.cpp", "p.opens && i == 0, to_weight", "i == 0, to_weight"),
     ),
     fault(
+        "trees in C++: the last tokens of many go down the tree with the others' probabilities",
+        "test_path_nll.py -k words",
+        ("ops/path_nll/kernel.cpp", "*log_p = here + n * lanes", "*log_p = here + n * LANES"),
+    ),
+    fault(
+        "trees in C++: of all words, the less probable branch without its digits",
+        "test_path_nll.py -k words",
+        (
+            "ops/path_nll/kernel.cpp",
+            "(shared + (x[i] > 0 ? x[i] : T(0)))",
+            "((shared + (x[i] > 0 ? T(0) : -x[i])) + x[i])",
+        ),
+    ),
+    fault(
         "gathered products in C++: a row's gradient of its last four tokens only",
         "test_gather_dot.py",
         ("ops/gather_dot/kernel.cpp", "gather<count()>(g, vector, D, j == 0,", "gather<count()>(g, vector, D, true,"),

@@ -6,7 +6,6 @@ from torch import Tensor
 from lvsoftmax.ops.backends import Backends, triton
 from lvsoftmax.ops.inputs import check_operands, check_pairs
 from lvsoftmax.ops.path_nll import gpu, native, reference
-from lvsoftmax.ops.path_nll.reference import tree_log_prob
 
 __all__ = ["BACKENDS", "path_nll", "tree_log_prob"]
 
@@ -57,3 +56,36 @@ def path_nll(
         return native.path_nll(hidden_ND, weight_MD, bias_M, pace_M, *tree, word_rank_V, depth, target_N, sparse)
     code = gpu if chosen == "triton" and (sparse or not torch.compiler.is_compiling()) else reference
     return code.path_nll(hidden_ND, weight_MD, bias_M, pace_M, *tree, depth, target_N, sparse=sparse)
+
+
+def tree_log_prob(
+    score_MN: Tensor,
+    node_branch_M: Tensor,
+    word_branch_V: Tensor,
+    levels: list[tuple[int, int]],
+    node_position_M: Tensor,
+    leaf_position_V: Tensor,
+    word_leaf_V: Tensor,
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """Return the log-probability ``[N, V]`` of every word: one pass down the tree.
+
+    Cost: an exponential and a logarithm per node and token, beside the product that the scores come from. Where
+    gradients are wanted, and on CUDA, the pass goes level by level in plain PyTorch.
+
+    Args:
+        score_MN: score of every node, pace and bias included; a parent's number is below its children's.
+        node_branch_M: the branch from which each node hangs, of the tree.
+        word_branch_V: the same of each word.
+        levels: of every level, the number of its nodes and of the leaves that hang from it.
+        node_position_M: for every node, its position among the branches of the level above.
+        leaf_position_V: the same for every leaf, leaves by level.
+        word_leaf_V: the leaf of every word.
+        backend: a name in ``BACKENDS`` or ``auto``.
+    """
+    differentiated = torch.is_grad_enabled() and score_MN.requires_grad
+    if not differentiated and not torch.compiler.is_compiling():
+        if BACKENDS.choose(backend, score_MN.device.type) == "cpp":
+            return native.tree_log_prob(score_MN, node_branch_M, word_branch_V)
+    return reference.tree_log_prob(score_MN, levels, node_position_M, leaf_position_V, word_leaf_V)

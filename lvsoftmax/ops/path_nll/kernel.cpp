@@ -22,6 +22,7 @@
 namespace {
 
 constexpr int64_t BLOCK = 32;
+constexpr int64_t LANES = 128;
 constexpr int64_t AHEAD = 4;  // pieces: a node's row is anywhere in memory, and asked for that long before it is read
 
 struct Piece {
@@ -269,6 +270,37 @@ void backward(const Plan& plan, const T* hidden, const T* weight, const T* slope
   }
 }
 
+// Every word's log-probability: result [V, N], a row for each word, from the nodes' scores [M, N]. Up to LANES tokens go
+// down the tree together; nodes are numbered by level, so that each is reached before it is asked what lies below.
+// child: [2 M] workspace, the node that hangs from each branch, or ~word; reached: [threads, M, min(LANES, N)].
+template <typename T>
+void log_prob(const int32_t* node_branch, const int32_t* word_branch, int64_t nodes, const T* score, int64_t tokens,
+              int64_t threads, int32_t* child, T* reached, T* result) {
+  for (int64_t n = 1; n < nodes; n++) child[node_branch[n]] = int32_t(n);
+  for (int64_t w = 0; w <= nodes; w++) child[word_branch[w]] = ~int32_t(w);
+#pragma omp parallel num_threads(threads)
+  {
+    T* here = reached + omp_get_thread_num() * nodes * std::min(LANES, tokens);
+#pragma omp for schedule(static)
+    for (int64_t first = 0; first < tokens; first += LANES) {
+      const int64_t lanes = std::min(LANES, tokens - first);
+      const auto below = [&](int32_t to) { return to < 0 ? result + ~to * tokens + first : here + to * lanes; };
+      std::fill(here, here + lanes, T(0));
+      for (int64_t n = 0; n < nodes; n++) {
+        const T *x = score + n * tokens + first, *log_p = here + n * lanes;
+        T *even = below(child[2 * n]), *odd = below(child[2 * n + 1]);
+#pragma omp simd
+        for (int64_t i = 0; i < lanes; i++) {
+          const T shared = log1p_of_share(exp_of_negative(x[i] > 0 ? -x[i] : x[i]));
+          const T above = log_p[i];
+          even[i] = above - (shared + (x[i] > 0 ? T(0) : -x[i]));
+          odd[i] = above - (shared + (x[i] > 0 ? x[i] : T(0)));
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 
 // Sorts the tokens, finds the pieces and the nodes met. There is room for N L of both; counts becomes {U, P}.
@@ -349,6 +381,10 @@ extern "C" void numbers_met(const Met* met, int64_t nodes, int64_t* number) {
                                T* to_hidden, T* to_weight, T* to_bias) {                                              \
     backward({order, piece, met, block_piece, tokens}, hidden, weight, slope, upstream, width, nodes, by_node,        \
              threads, shared, to_hidden, to_weight, to_bias);                                                         \
+  }                                                                                                                   \
+  extern "C" void log_prob_##T(const int32_t* node_branch, const int32_t* word_branch, int64_t nodes, const T* score, \
+                               int64_t tokens, int64_t threads, int32_t* child, T* reached, T* result) {              \
+    log_prob(node_branch, word_branch, nodes, score, tokens, threads, child, reached, result);                        \
   }
 
 FOR_TYPE(float)

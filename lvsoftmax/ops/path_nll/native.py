@@ -17,7 +17,8 @@ from lvsoftmax.ops.pairs import spread
 
 LIBRARY = CppLibrary(Path(__file__).with_name("kernel.cpp"))
 
-BLOCK, PIECE, MET = 32, 6, 2  # as in kernel.cpp: tokens of a block, numbers in the two structures
+# As in kernel.cpp: tokens of a block, numbers in the two structures, tokens that go down a tree together.
+BLOCK, PIECE, MET, LANES = 32, 6, 2, 128
 C_TYPES = {torch.float32: "float", torch.float64: "double"}
 
 
@@ -38,6 +39,20 @@ def path_nll(
     return _Compiled.apply(
         hidden_ND, weight_MD, bias_M, pace_M, node_branch_M, word_branch_V, word_rank_V, depth, target_N, sparse
     )
+
+
+def tree_log_prob(score_MN: Tensor, node_branch_M: Tensor, word_branch_V: Tensor) -> Tensor:
+    """Return the same as the reference, without gradients."""
+    score_MN = upcast(score_MN).contiguous()
+    (nodes, tokens), threads = score_MN.shape, torch.get_num_threads()
+    child = recycled((2 * nodes,), torch.int32)
+    reached = recycled((threads, nodes, min(LANES, tokens)), score_MN.dtype)
+    log_prob_VN = score_MN.new_empty(nodes + 1, tokens)
+    LIBRARY.call(
+        f"log_prob_{C_TYPES[score_MN.dtype]}",
+        *(node_branch_M, word_branch_V, nodes, score_MN, tokens, threads, child, reached, log_prob_VN),
+    )
+    return log_prob_VN.T
 
 
 class _Compiled(torch.autograd.Function):
