@@ -47,12 +47,12 @@ def tree_log_prob(score_MN: Tensor, node_branch_M: Tensor, word_branch_V: Tensor
     (nodes, tokens), threads = score_MN.shape, torch.get_num_threads()
     child = recycled((2 * nodes,), torch.int32)
     reached = recycled((threads, nodes, min(LANES, tokens)), score_MN.dtype)
-    log_prob_VN = score_MN.new_empty(nodes + 1, tokens)
+    log_prob_VN = recycled((nodes + 1, tokens), score_MN.dtype)
     LIBRARY.call(
         f"log_prob_{C_TYPES[score_MN.dtype]}",
         *(node_branch_M, word_branch_V, nodes, score_MN, tokens, threads, child, reached, log_prob_VN),
     )
-    return log_prob_VN.T
+    return log_prob_VN.T.contiguous()  # whatever is done with it goes along the words
 
 
 class _Compiled(torch.autograd.Function):
