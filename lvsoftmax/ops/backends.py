@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 Obstacle = Callable[[torch.device], str | None]
 """Returns why a backend cannot run on a device, with the remedy; None if it can."""
 
+# Where arithmetic may trap, g++ leaves loops with a condition in them scalar, unless the processor has masks (AVX-512).
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 
 
