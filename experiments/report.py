@@ -30,7 +30,7 @@ from experiments.breakdown import Bands, Sweep
 from experiments.comparison import Comparison, Row, Survey, survey
 from experiments.drawing import MEASURES, Chart
 from experiments.reading import conditions, differing
-from experiments.scaling import FITTED_FROM, Scaling
+from experiments.scaling import FITTED_FROM, Scaling, holds_step_times
 from experiments.sentences import answer, caveats, growth_sentence, overview, sentence, subtitle, winners
 from experiments.statistics import SEEDS_FOR_A_VERDICT
 from experiments.style import OF_REFERENCE, Style, styles
@@ -158,9 +158,10 @@ class Report:
 
 
 def shipped_files(results: Path) -> tuple[list[Path], list[Path], list[Path]]:
-    """Return the run folders, the records of studies and the benchmarks' tables that ship."""
+    """Return the run folders, the records of studies and the tables of step times that ship."""
     runs = sorted(folder for folder in results.glob("runs/*/*") if folder.is_dir())
-    return runs, sorted(results.glob("studies/*/study.json")), sorted(results.glob("benchmark/*/results.csv"))
+    tables = [path for path in sorted(results.glob("benchmark/*/results.csv")) if holds_step_times(path)]
+    return runs, sorted(results.glob("studies/*/study.json")), tables
 
 
 def html(report: Report) -> str:

@@ -148,6 +148,12 @@ class Scaling:
         return "\n".join(lines) + "\n"
 
 
+def holds_step_times(path: Path) -> bool:
+    """Return whether a benchmark's CSV is of step times, which :class:`Scaling` reads, and not of promises kept."""
+    with path.open(encoding="utf-8") as file:
+        return "train_seconds" in file.readline().strip().split(",")
+
+
 def _point(line: dict[str, str]) -> Point:
     def number(name: str, kind: Callable[[str], Any] = float) -> Any:
         return kind(line[name]) if line.get(name) else None

@@ -224,6 +224,24 @@ def test_without_anything_that_ships_the_page_says_so(tmp_path):
     assert "no such study ships yet" in text and "no such measurement ships yet" in text
 
 
+def test_of_the_benchmarks_that_ship_only_step_times_are_read(tmp_path):
+    step_times = make_benchmark(tmp_path / "benchmark" / "vocabulary" / "results.csv")
+    promises = tmp_path / "benchmark" / "goals" / "results.csv"
+    promises.parent.mkdir()
+    promises.write_text("line,text,measured,status\n1a,exact loss,0.5,pass\n")
+    assert report.shipped_files(tmp_path)[2] == [step_times]
+
+
+def test_many_folders_left_out_for_one_reason_are_one_line(tmp_path, seeds):
+    damaged = [make_run(tmp_path / "runs", "full_softmax", seed=seed) for seed in range(4)]
+    for folder in damaged:
+        (folder / "result.json").write_text("{")
+    text = page([*seeds, *damaged[:3]], tmp_path / "out")
+    assert "folders</summary>" not in text and all(folder.name in text for folder in damaged[:3])
+    text = page([*seeds, *damaged], tmp_path / "out")
+    assert "<summary>4 folders</summary>" in text and all(folder.name in text for folder in damaged)
+
+
 # -- size -----------------------------------------------------------------------------------------------------------
 
 
