@@ -8,7 +8,7 @@ import torch
 
 from lvsoftmax.ops import buffers, partition
 from lvsoftmax.ops.backends import interprets_triton
-from lvsoftmax.ops.path_nll import BACKENDS, native, path_nll, tree_log_prob
+from lvsoftmax.ops.path_nll import BACKENDS, native, path_nll, path_nll_loss, tree_log_prob
 
 DEVICES = {"cpp": "cpu", "triton": "cpu" if interprets_triton() else "cuda", "eager": "cpu"}
 
@@ -69,9 +69,24 @@ def step(given: dict, backend: str, *, sparse: bool = True, upstream=None, wante
     variables = [given[name].clone().requires_grad_(want) for name, want in zip(list(given)[:3], wanted, strict=True)]
     nll = path_nll(*variables, **dict(list(given.items())[3:]), sparse=sparse, backend=backend)
     if upstream is None:
-        upstream = torch.linspace(-1, 2, len(nll), dtype=nll.dtype)
+        upstream = weights_of(nll)
     asked = [variable for variable, want in zip(variables, wanted, strict=True) if want]
     return [x.cpu() for x in (nll.detach(), *torch.autograd.grad(nll, asked, upstream.to(nll.device)))]
+
+
+def weights_of(tokens) -> torch.Tensor:
+    return torch.linspace(-1, 2, len(tokens), dtype=tokens.dtype)
+
+
+def weighted_step(given: dict, *, sparse: bool = True, wanted=(True, True, True), scale: float = 1.0) -> list:
+    """As ``step``, of the weighted sum and the compiled kernel: its value, and the same gradients."""
+    variables = [given[name].clone().requires_grad_(want) for name, want in zip(list(given)[:3], wanted, strict=True)]
+    rest = dict(list(given.items())[3:])
+    loss = path_nll_loss(
+        *variables, **rest, token_weight_N=weights_of(given["hidden_ND"]), sparse=sparse, backend="cpp"
+    )
+    asked = [variable for variable, want in zip(variables, wanted, strict=True) if want]
+    return [loss.detach(), *torch.autograd.grad(scale * loss, asked)]
 
 
 def in_double(given: dict) -> dict:
@@ -153,6 +168,59 @@ def test_a_bfloat16_hidden_vector_is_that_number_in_float32(backend):
     assert torch.equal(low[1], high[1].bfloat16())
     assert torch.equal(low[0], high[0])
     assert torch.equal(low[2].to_dense(), high[2].to_dense())
+
+
+# -- the weighted sum -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.parametrize(("tokens", "width"), [(0, 5), (1, 1), (33, 64), (130, 65)])
+@for_every_tree
+@compiled
+def test_the_weighted_sum_has_the_gradients_of_its_tokens(tree, tokens, width, sparse, threads):
+    torch.set_num_threads(threads)
+    given = problem(tree, tokens, width)
+    loss, *found = weighted_step(given, sparse=sparse)
+    nll, *expected = step(given, "cpp", sparse=sparse)
+    torch.testing.assert_close(loss, (weights_of(nll) * nll).sum())
+    for one, other in zip(found, expected, strict=True):
+        assert one.is_sparse == other.is_sparse and torch.equal(one.to_dense(), other.to_dense())
+        assert not one.is_sparse or one.is_coalesced()
+
+
+@pytest.mark.parametrize("wanted", [(True, False, False), (False, True, False), (False, False, True)])
+@pytest.mark.parametrize("sparse", [True, False])
+@compiled
+def test_one_gradient_alone_of_the_weighted_sum_scaled(sparse, wanted):
+    given = problem(TREES["zipf"], 50, 12, torch.float64)
+    _, found = weighted_step(given, sparse=sparse, wanted=wanted, scale=-0.3)
+    _, expected = step(given, "eager", sparse=sparse, wanted=wanted)
+    torch.testing.assert_close(found.to_dense(), -0.3 * expected.to_dense(), rtol=1e-12, atol=1e-12)
+
+
+@compiled
+def test_the_weighted_sum_is_differentiated_once_and_by_its_weights_too():
+    given = problem(TREES["zipf"], 50, 12, torch.float64)
+    weight = weights_of(given["hidden_ND"]).requires_grad_()
+    given["hidden_ND"].requires_grad_()
+    loss = path_nll_loss(**given, token_weight_N=weight, sparse=True, backend="cpp")
+    (slope,) = torch.autograd.grad(loss, weight, retain_graph=True)
+    torch.testing.assert_close(slope, path_nll(**given, sparse=True).detach())
+    with pytest.raises(RuntimeError, match="differentiated once"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("backend", ["cpp", "eager"])
+def test_the_weighted_sum_without_gradients(backend):
+    if backend == "cpp" and native.LIBRARY.obstacle(torch.device("cpu")):
+        pytest.skip("the kernel cannot run here")
+    given = problem(TREES["zipf"], 50, 12, torch.float64)
+    loss = path_nll_loss(**given, token_weight_N=weights_of(given["hidden_ND"]), sparse=True, backend=backend)
+    nll = path_nll(**given, sparse=True, backend="eager")
+    torch.testing.assert_close(loss, (weights_of(nll) * nll).sum())
+    with pytest.raises(ValueError, match="token_weight|weight"):
+        path_nll_loss(**given, token_weight_N=torch.ones(3), sparse=True, backend=backend)
 
 
 # -- every word --------------------------------------------------------------------------------------------------------
@@ -337,12 +405,15 @@ def test_the_workspace_is_enough_and_only_it_is_written(tree, threads, monkeypat
 
     for tokens in (1, 40, 500):
         given = problem(tree, tokens, 8)
-        expected = step(given, "cpp")
-        with monkeypatch.context() as patched:
-            patched.setattr(native, "recycled", guarded)
-            found = step(given, "cpp")
-        assert all(torch.equal(one.to_dense(), other.to_dense()) for one, other in zip(found, expected, strict=True))
-    assert len(taken) == 15 and all((whole[-64:].int().abs() == 77).all() for whole in taken)
+        for made in (lambda given=given: step(given, "cpp"), lambda given=given: weighted_step(given)):
+            expected = made()
+            with monkeypatch.context() as patched:
+                patched.setattr(native, "recycled", guarded)
+                found = made()
+            assert all(
+                torch.equal(one.to_dense(), other.to_dense()) for one, other in zip(found, expected, strict=True)
+            )
+    assert len(taken) == 30 and all((whole[-64:].int().abs() == 77).all() for whole in taken)
 
 
 @compiled

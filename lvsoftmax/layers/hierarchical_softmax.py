@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from lvsoftmax.layer import OutputLayer
 from lvsoftmax.ops import partition
 from lvsoftmax.ops.buffers import empty_table
-from lvsoftmax.ops.path_nll import BACKENDS, path_nll, tree_log_prob
+from lvsoftmax.ops.noise import Sample
+from lvsoftmax.ops.path_nll import BACKENDS, path_nll, path_nll_loss, tree_log_prob
 
 
 class HierarchicalSoftmax(OutputLayer):
@@ -128,19 +129,23 @@ class HierarchicalSoftmax(OutputLayer):
 
     def nll(self, hidden: Float[Tensor, "tokens hidden"], target: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
         """Sum the target's path."""
-        return path_nll(
-            hidden,
-            self.weight,
-            self.bias,
-            self.pace,
-            self.node_branch,
-            self.word_branch,
-            self.word_rank,
-            len(self.level_sizes),
-            target,
-            sparse=self.sparse,
-            backend=self.backend,
-        )
+        return path_nll(hidden, *self._tree(), target, sparse=self.sparse, backend=self.backend)
+
+    def loss(
+        self,
+        hidden: Float[Tensor, "tokens hidden"],
+        target: Int[Tensor, "tokens"],
+        weight: Float[Tensor, "tokens"],
+        previous: Int[Tensor, "tokens"] | None = None,
+        sample: Sample | None = None,
+    ) -> Float[Tensor, ""]:
+        """Return ``sum(weight * nll)``, its gradients taken on the way."""
+        return path_nll_loss(hidden, *self._tree(), target, weight, sparse=self.sparse, backend=self.backend)
+
+    def _tree(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, int]:
+        """Return parameters, paces and the tree, as the functions of paths take them."""
+        parameters, tree = (self.weight, self.bias, self.pace), (self.node_branch, self.word_branch, self.word_rank)
+        return *parameters, *tree, len(self.level_sizes)
 
 
 def _lay_out(layer: HierarchicalSoftmax, _: object = None) -> None:

@@ -80,6 +80,15 @@ FAULTS = [
         ("ops/path_nll/kernel.cpp", "p.opens && i == 0, to_weight", "i == 0, to_weight"),
     ),
     fault(
+        "trees in C++: a weighted sum scores a block after its gradients",
+        "test_path_nll.py -k weighted",
+        (
+            "ops/path_nll/kernel.cpp",
+            "        prepare(thread, block);\n        for (int64_t i = block * BLOCK; to_hidden",
+            "        if (block) prepare(thread, block - 1);\n        for (int64_t i = block * BLOCK; to_hidden",
+        ),
+    ),
+    fault(
         "trees in C++: the last tokens of many go down the tree with the others' probabilities",
         "test_path_nll.py -k words",
         ("ops/path_nll/kernel.cpp", "*log_p = here + n * lanes", "*log_p = here + n * LANES"),

@@ -4,10 +4,11 @@ import torch
 from torch import Tensor
 
 from lvsoftmax.ops.backends import Backends, triton
+from lvsoftmax.ops.gradients_in_forward import is_differentiated
 from lvsoftmax.ops.inputs import check_operands, check_pairs
 from lvsoftmax.ops.path_nll import gpu, native, reference
 
-__all__ = ["BACKENDS", "path_nll", "tree_log_prob"]
+__all__ = ["BACKENDS", "path_nll", "path_nll_loss", "tree_log_prob"]
 
 BACKENDS = Backends(triton=triton, cpp=native.LIBRARY.obstacle)
 
@@ -56,6 +57,35 @@ def path_nll(
         return native.path_nll(hidden_ND, weight_MD, bias_M, pace_M, *tree, word_rank_V, depth, target_N, sparse)
     code = gpu if chosen == "triton" and (sparse or not torch.compiler.is_compiling()) else reference
     return code.path_nll(hidden_ND, weight_MD, bias_M, pace_M, *tree, depth, target_N, sparse=sparse)
+
+
+def path_nll_loss(
+    hidden_ND: Tensor,
+    weight_MD: Tensor,
+    bias_M: Tensor,
+    pace_M: Tensor,
+    node_branch_M: Tensor,
+    word_branch_V: Tensor,
+    word_rank_V: Tensor,
+    depth: int,
+    target_N: Tensor,
+    token_weight_N: Tensor,
+    *,
+    sparse: bool,
+    backend: str = "auto",
+) -> Tensor:
+    """Return ``sum(token_weight * path_nll)`` as a scalar, to be differentiated at most once.
+
+    The weights are known beforehand, so the compiled kernel takes the gradients while it has the rows of the nodes at
+    hand; other backends take them in the backward pass. Arguments are those of :func:`path_nll`.
+    """
+    check_operands(hidden_ND, weight_MD, bias_M, target_N, token_weight_N)
+    operands = (hidden_ND, weight_MD, bias_M, pace_M, node_branch_M, word_branch_V, word_rank_V, depth, target_N)
+    if is_differentiated(hidden_ND, weight_MD, bias_M) and (sparse or not torch.compiler.is_compiling()):
+        if BACKENDS.choose(backend, hidden_ND.device.type) == "cpp":
+            check_pairs("target", len(target_N) * depth)
+            return native.path_nll_loss(*operands, token_weight_N, sparse)
+    return (token_weight_N * path_nll(*operands, sparse=sparse, backend=backend)).sum()
 
 
 def tree_log_prob(

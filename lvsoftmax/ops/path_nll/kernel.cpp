@@ -171,45 +171,50 @@ void by_fours(int64_t count, Function function) {
   if (count - i == 1) function(i, std::integral_constant<int, 1>());
 }
 
-// work: [threads, 3, room], with room for the pairs of any block.
+// Scores the pairs of a block: shortfalls add up to nll, slopes are kept. work: [3, room], with room for any block's pairs.
 template <typename T>
-void forward(const Plan& plan, const T* hidden, const T* weight, const T* bias, const T* pace, int64_t width,
-             int64_t room, int64_t threads, T* work, T* slope, T* nll) {
-#pragma omp parallel num_threads(threads)
-  {
-    const Piece* end = plan.piece + plan.block_piece[blocks(plan.tokens)];
-    T* factor = work + omp_get_thread_num() * 3 * room;
-    T *confidence = factor + room, *shortfall = confidence + room;
-#pragma omp for schedule(static)
-    for (int64_t block = 0; block < blocks(plan.tokens); block++) {
-      const Piece *first = plan.piece + plan.block_piece[block], *last = plan.piece + plan.block_piece[block + 1];
-      const int64_t pairs = last[-1].pair + last[-1].size - first->pair;
-      for (const Piece* p = first; p < last; p++) {
-        if (p + AHEAD < end && p[AHEAD].opens) ask_for(weight + plan.met[p[AHEAD].met].node * width, width);
-        const int64_t node = plan.met[p->met].node, at = p->pair - first->pair;
-        const T* vector[BLOCK];
-        for (int32_t i = 0; i < p->size; i++) vector[i] = hidden + plan.order[p->first + i] * width;
-        dots(weight + node * width, vector, p->size, width, &confidence[at]);
-        for (int32_t i = 0; i < p->size; i++) {
-          factor[at + i] = i < p->left ? pace[node] : -pace[node];
-          confidence[at + i] = factor[at + i] * (confidence[at + i] + bias[node]);
-        }
-      }
-      T* to_slope = slope + first->pair;
-      decide(confidence, pairs, shortfall, to_slope);
-      for (int64_t i = 0; i < pairs; i++) to_slope[i] *= -factor[i];
-      for (int64_t i = block * BLOCK; i < std::min((block + 1) * BLOCK, plan.tokens); i++) nll[plan.order[i]] = 0;
-      for (const Piece* p = first; p < last; p++) {
-        for (int32_t i = 0; i < p->size; i++) nll[plan.order[p->first + i]] += shortfall[p->pair - first->pair + i];
-      }
+void score(const Plan& plan, int64_t block, const T* hidden, const T* weight, const T* bias, const T* pace,
+           int64_t width, int64_t room, T* work, T* slope, T* nll) {
+  T *factor = work, *confidence = factor + room, *shortfall = confidence + room;
+  const Piece* end = plan.piece + plan.block_piece[blocks(plan.tokens)];
+  const Piece *first = plan.piece + plan.block_piece[block], *last = plan.piece + plan.block_piece[block + 1];
+  const int64_t pairs = last[-1].pair + last[-1].size - first->pair;
+  for (const Piece* p = first; p < last; p++) {
+    if (p + AHEAD < end && p[AHEAD].opens) ask_for(weight + plan.met[p[AHEAD].met].node * width, width);
+    const int64_t node = plan.met[p->met].node, at = p->pair - first->pair;
+    const T* vector[BLOCK];
+    for (int32_t i = 0; i < p->size; i++) vector[i] = hidden + plan.order[p->first + i] * width;
+    dots(weight + node * width, vector, p->size, width, &confidence[at]);
+    for (int32_t i = 0; i < p->size; i++) {
+      factor[at + i] = i < p->left ? pace[node] : -pace[node];
+      confidence[at + i] = factor[at + i] * (confidence[at + i] + bias[node]);
     }
+  }
+  T* to_slope = slope + first->pair;
+  decide(confidence, pairs, shortfall, to_slope);
+  for (int64_t i = 0; i < pairs; i++) to_slope[i] *= -factor[i];
+  for (int64_t i = block * BLOCK; i < std::min((block + 1) * BLOCK, plan.tokens); i++) nll[plan.order[i]] = 0;
+  for (const Piece* p = first; p < last; p++) {
+    for (int32_t i = 0; i < p->size; i++) nll[plan.order[p->first + i]] += shortfall[p->pair - first->pair + i];
   }
 }
 
-// A gradient whose pointer is null is not wanted. shared: [U] workspace.
+// work: [threads, 3, room].
 template <typename T>
+void forward(const Plan& plan, const T* hidden, const T* weight, const T* bias, const T* pace, int64_t width,
+             int64_t room, int64_t threads, T* work, T* slope, T* nll) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t block = 0; block < blocks(plan.tokens); block++) {
+    score(plan, block, hidden, weight, bias, pace, width, room, work + omp_get_thread_num() * 3 * room, slope, nll);
+  }
+}
+
+// A gradient whose pointer is null is not wanted. shared: [U] workspace. prepare(thread, block) comes before whatever is
+// done with a block, and may make its slopes.
+template <typename T, typename Prepare>
 void backward(const Plan& plan, const T* hidden, const T* weight, const T* slope, const T* upstream, int64_t width,
-              int64_t nodes, bool by_node, int64_t threads, char* shared, T* to_hidden, T* to_weight, T* to_bias) {
+              int64_t nodes, bool by_node, int64_t threads, char* shared, T* to_hidden, T* to_weight, T* to_bias,
+              Prepare prepare) {
   const auto add = [&](const Piece& p, bool to_tokens, bool to_node) {
     const Met met = plan.met[p.met];
     const int64_t out = by_node ? met.node : met.row;
@@ -250,6 +255,7 @@ void backward(const Plan& plan, const T* hidden, const T* weight, const T* slope
     const int64_t thread = omp_get_thread_num(), team = omp_get_num_threads();
     for (int64_t share = thread; share < threads; share += team) {
       for (int64_t block = all * share / threads; block < all * (share + 1) / threads; block++) {
+        prepare(thread, block);
         for (int64_t i = block * BLOCK; to_hidden && i < std::min((block + 1) * BLOCK, plan.tokens); i++) {
           std::memset(to_hidden + plan.order[i] * width, 0, width * sizeof(T));
         }
@@ -380,7 +386,18 @@ extern "C" void numbers_met(const Met* met, int64_t nodes, int64_t* number) {
                                int64_t width, int64_t nodes, int64_t by_node, int64_t threads, char* shared,          \
                                T* to_hidden, T* to_weight, T* to_bias) {                                              \
     backward({order, piece, met, block_piece, tokens}, hidden, weight, slope, upstream, width, nodes, by_node,        \
-             threads, shared, to_hidden, to_weight, to_bias);                                                         \
+             threads, shared, to_hidden, to_weight, to_bias, [](int64_t, int64_t) {});                                \
+  }                                                                                                                   \
+  extern "C" void weighted_##T(const int32_t* order, const Piece* piece, const Met* met, const int32_t* block_piece,  \
+                               int64_t tokens, const T* hidden, const T* weight, T* slope, const T* upstream,         \
+                               int64_t width, int64_t nodes, int64_t by_node, int64_t threads, char* shared,          \
+                               T* to_hidden, T* to_weight, T* to_bias, const T* bias, const T* pace, int64_t room,    \
+                               T* work, T* nll) {                                                                     \
+    const Plan plan{order, piece, met, block_piece, tokens};                                                          \
+    backward(plan, hidden, weight, slope, upstream, width, nodes, by_node, threads, shared, to_hidden, to_weight,     \
+             to_bias, [&](int64_t thread, int64_t block) {                                                            \
+               score(plan, block, hidden, weight, bias, pace, width, room, work + thread * 3 * room, slope, nll);     \
+             });                                                                                                      \
   }                                                                                                                   \
   extern "C" void log_prob_##T(const int32_t* node_branch, const int32_t* word_branch, int64_t nodes, const T* score, \
                                int64_t tokens, int64_t threads, int32_t* child, T* reached, T* result) {              \
