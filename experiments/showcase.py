@@ -5,11 +5,13 @@ Reads ``runs/<text>/<run>``, ``studies/<study>/study.json`` and ``benchmark/<stu
 report, beside the runs.
 """
 
+import math
 from pathlib import Path
 
 from experiments import drawing, report, wording
 from experiments.cli import CONFIGS
-from experiments.comparison import Comparison, Row, Survey, survey
+from experiments.comparison import REFERENCE, Comparison, Row, Survey, survey
+from experiments.scaling import Scaling
 from experiments.sentences import sentence
 
 README = CONFIGS.parent / "README.md"
@@ -23,12 +25,13 @@ HEADER = (
 )
 
 
-def section(found: Survey, figures: dict[str, str]) -> str:
+def section(found: Survey, figures: dict[str, str], growth: str = "") -> str:
     """Return what stands between the marks.
 
     Args:
         found: the runs that ship.
         figures: the address of a comparison's figure, by its slug.
+        growth: what is said of step times.
     """
     if not found.comparisons:
         return NOTHING
@@ -48,7 +51,7 @@ def section(found: Survey, figures: dict[str, str]) -> str:
         "Perplexities are exact; in brackets 95 % intervals over seeds. Verdicts are paired by seed and corrected for "
         "the number of layers (Holm); without three seeds there is none.\n"
     )
-    return "\n".join([*parts, note]) if parts else NOTHING
+    return "\n".join([*parts, note, *filter(None, [growth])]) if parts else NOTHING
 
 
 def _title(comparison: Comparison) -> str:
@@ -77,6 +80,38 @@ def _shown(comparison: Comparison, row: Row, name: str) -> str:
     return column.show(cell.mean) + ends
 
 
+def growth(scaling: Scaling, figure: str) -> str:
+    """Return, for each layer, how many times faster than the full softmax it is at each size of vocabulary.
+
+    Args:
+        scaling: measured step times.
+        figure: the address of their picture.
+    """
+    seconds = {one.contestant: {point.vocab: point.seconds for point in one.points} for one in scaling.growths}
+    reference = seconds.get(REFERENCE, {})
+    sizes = [vocab for vocab in scaling.vocabs if vocab in reference]
+    if not sizes:
+        return ""
+    lines = []
+    for one in sorted(scaling.growths, key=lambda one: seconds[one.contestant].get(sizes[-1], math.inf)):
+        own = seconds[one.contestant]
+        cells = [wording.times(reference[vocab] / own[vocab]) if vocab in own else "" for vocab in sizes]
+        power = one.power("seconds")
+        label = one.label[0].lower() + one.label[1:]
+        lines.append(f"| {' | '.join([label, *cells, f'{power.exponent:.2f}' if power else ''])} |\n")
+    header = ["output layer", *(f"V {vocab:,}" for vocab in sizes), "power of V"]
+    known = [scaling.conditions[key] for key in ("processor", "precision") if key in scaling.conditions]
+    threads = scaling.conditions["threads"]
+    known += [f"{threads} thread" + ("" if threads == "1" else "s")]
+    where = ", ".join([f"{scaling.tokens:,} tokens of width {scaling.hidden:,}", *known])
+    return (
+        "**How much faster than the full softmax, by the size of the vocabulary**: loss and all gradients of a step of "
+        f"the output layer alone; {where}.\n\n"
+        f"| {' | '.join(header)} |\n| --- |{' ---: |' * (len(header) - 1)}\n{''.join(lines)}\n"
+        f"![Time of a step against the size of the vocabulary]({figure})\n"
+    )
+
+
 def write(readme: Path, results: Path) -> str:
     """Write figures and report into ``results``, and the section into the README; return the section.
 
@@ -98,7 +133,9 @@ def write(readme: Path, results: Path) -> str:
                 path = results / f"{shown.slug}.svg"
                 path.write_bytes(drawing.to_files(shown.charts["frontier-seconds"])["svg"])
                 figures[shown.slug] = path.relative_to(readme.parent).as_posix()
-    text = section(found, figures)
+    scaling, _ = Scaling.read_all(benchmarks)
+    picture = (results / "report" / "figures" / "scaling-seconds.svg").relative_to(readme.parent).as_posix()
+    text = section(found, figures, growth(scaling, picture) if scaling else "")
     readme.write_text(before + BEGIN + text + END + after, "utf-8")
     return text
 

@@ -3,9 +3,9 @@
 import re
 
 import pytest
-from synthetic_runs import make_benchmark, make_run, make_seeds
+from synthetic_runs import GROWTH, make_benchmark, make_run, make_seeds
 
-from experiments import showcase
+from experiments import showcase, wording
 
 
 @pytest.fixture
@@ -33,8 +33,17 @@ def test_tables_figures_and_report_come_from_the_runs(readme, tmp_path):
     assert re.search(r"\| full softmax \| 127\.\d \(\d+\.\d to \d+\.\d\) \|  \| reference \| 1\.0× \|", text), text
     assert re.search(r"\| class softmax .*\| \+1\.5\xa0% .*\| worse \| 4\.0× \|", text)
     assert "| taylor softmax (diverged at step 750) |" in text and "| unigram frequencies | 620.0 |" in text
-    (figure,) = re.findall(r"!\[.*?\]\((.*?)\)", text)
-    assert (tmp_path / figure).read_bytes().startswith(b"<?xml")
+    figures = re.findall(r"!\[.*?\]\((.*?)\)", text)
+    assert len(figures) == 2 and all((tmp_path / figure).read_bytes().startswith(b"<?xml") for figure in figures)
+    assert "1,024 tokens of width 256, A processor, fp32, 1 thread." in text
+    times = {line[0]: line[1:] for line in re.findall(r"\| (.*?) \| (\S*×) \| .* \| (\S*×) \| (\d\.\d\d) \|\n", text)}
+    assert times["full softmax"] == ("1.0×", "1.0×", f"{GROWTH['full_softmax'][1]:.2f}")
+    for name, (seconds, power) in GROWTH.items():
+        (label,) = (label for label in times if label.replace(" ", "_").startswith(name.partition("(")[0]))
+        expected = [
+            GROWTH["full_softmax"][0] / seconds * 10 ** (k * (GROWTH["full_softmax"][1] - power)) for k in (-1, 2)
+        ]
+        assert times[label] == (*map(wording.times, expected), f"{power:.2f}"), label
     assert (results / "report" / "report.html").exists() and (results / "report" / "layers.csv").exists()
 
 
