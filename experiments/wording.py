@@ -16,7 +16,7 @@ def percent(value: float) -> str:
     """A relative difference."""
     if math.isinf(value):
         return INFINITY
-    return f"{100 * value:+.1f}\u00a0%".replace("-", "−")
+    return f"{100 * value:+,.1f}\u00a0%".replace("-", "−")
 
 
 def share(value: float) -> str:
