@@ -203,7 +203,8 @@ def growth_sentence(exponents: dict[str, float]) -> str:
     low, high = min(exponents, key=exponents.__getitem__), max(exponents, key=exponents.__getitem__)
     if low == high or not all(map(math.isfinite, exponents.values())):
         return ""
+    least, most = (f"{name[0].lower()}{name[1:]}" for name in (low, high))
     return (
-        f"The time of {low[0].lower() + low[1:]} grows least, as V to the power of {exponents[low]:.2f}; that of "
-        f"{high[0].lower() + high[1:]} most, with {exponents[high]:.2f}."
+        f"The time of {least} grows least, as V to the power of {wording.power(exponents[low])}; that of {most} most, "
+        f"with {wording.power(exponents[high])}."
     )

@@ -98,7 +98,8 @@ def growth(scaling: Scaling, figure: str) -> str:
         cells = [wording.times(reference[vocab] / own[vocab]) if vocab in own else "" for vocab in sizes]
         power = one.power("seconds")
         label = one.label[0].lower() + one.label[1:]
-        lines.append(f"| {' | '.join([label, *cells, f'{power.exponent:.2f}' if power else ''])} |\n")
+        exponent = wording.power(power.exponent) if power else ""
+        lines.append(f"| {' | '.join([label, *cells, exponent])} |\n")
     header = ["output layer", *(f"V {vocab:,}" for vocab in sizes), "power of V"]
     known = [scaling.conditions[key] for key in ("processor", "precision") if key in scaling.conditions]
     threads = scaling.conditions["threads"]

@@ -43,7 +43,12 @@ def nats(value: float, *, relative: bool) -> str:
 
 def times(value: float) -> str:
     """A ratio."""
-    return f"{value:.1f}×" if value < 10 else f"{value:.0f}×"
+    return f"{value:.1f}×" if value < 9.95 else f"{value:,.0f}×"
+
+
+def power(exponent: float) -> str:
+    """The exponent of a power law."""
+    return f"{exponent:.2f}".replace("-", "−")
 
 
 def whole(value: float) -> str:

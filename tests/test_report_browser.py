@@ -125,7 +125,7 @@ def test_the_key_hides_a_layer_everywhere(page):
     page.locator("article:not(.away) .key button", has_text="Class softmax").first.click()
     assert plot.locator(".scatterlayer .trace").count() == before - 1
     assert page.locator(".key button[aria-pressed=false]", has_text="Class softmax").count() > 1
-    assert page.locator("#scaling .key button[aria-pressed=false]").count() == 0  # a section of its own
+    assert page.locator("#vocabularies .key button[aria-pressed=false]").count() == 0  # a section of its own
 
 
 def test_a_number_leads_to_its_run(page):

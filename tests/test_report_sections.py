@@ -219,6 +219,15 @@ def test_what_one_seed_cannot_say_is_told_from_what_ships(tmp_path):
     assert "ship with the" not in shipped.split("<main>")[1].split("</main>")[0]
 
 
+def test_no_name_stands_for_two_places_and_every_link_leads_to_one(tmp_path, seeds):
+    benchmark = make_benchmark(tmp_path / "v" / "results.csv")
+    report.write(seeds, tmp_path / "out", "Study", benchmarks=[benchmark], results=tmp_path / "nothing")
+    text = re.sub(r"<script.*?</script>", "", (tmp_path / "out" / "report.html").read_text(), flags=re.DOTALL)
+    names = re.findall(r'\sid="([^"]+)"', text)
+    assert len(names) == len(set(names)), sorted({name for name in names if names.count(name) > 1})
+    assert set(re.findall(r'href="#([^"]+)"', text)) <= set(names)
+
+
 def test_without_anything_that_ships_the_page_says_so(tmp_path):
     text = page([make_run(tmp_path, layer) for layer in ("full_softmax", "sampled_softmax")], tmp_path / "out")
     assert "no such study ships yet" in text and "no such measurement ships yet" in text

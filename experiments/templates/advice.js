@@ -96,7 +96,7 @@
       const sizes = evidence.scaling.layers.flatMap((layer) => layer.points.map((point) => point[0]));
       const [low, high] = [Math.min(...sizes), Math.max(...sizes)];
       const { tokens, hidden } = evidence.scaling;
-      notes.push([`Times come from `, element("a", "measurements", { href: "#scaling" }), ` of the output layer at V ${number(low)} to ${number(high)}, D ${number(hidden)} and ${number(tokens)} tokens on one machine, and are taken to be in proportion to D and tokens; yours will differ, their ratios less so.`]);
+      notes.push([`Times come from `, element("a", "measurements", { href: "#vocabularies" }), ` of the output layer at V ${number(low)} to ${number(high)}, D ${number(hidden)} and ${number(tokens)} tokens on one machine, and are taken to be in proportion to D and tokens; yours will differ, their ratios less so.`]);
       if (asked.vocab < low || asked.vocab > high) notes.push("Your V lies outside of what was timed: the times are extrapolated.");
     } else {
       notes.push("Nothing was timed at your size: the speed-ups are those of whole training steps in that setting.");
