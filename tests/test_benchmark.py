@@ -423,6 +423,22 @@ def test_heats_fit_into_memory_and_keep_the_references():
     assert grid.heats(contestants, {}, 60) == [contestants]
 
 
+def test_who_does_not_fit_beside_the_references_is_left_out():
+    limit, eager, ours = limits.Products(), *peers(["PyTorch, eager"]), *layers(["full_softmax"])
+    small, large = (Layer("sampled_softmax", (("samples", k),)) for k in (1, 2))
+    peaks = {limit.label: 0, eager.label: 80, ours.label: 20, small.label: 5, large.label: 50}
+    sizes = {label: {"train": Memory(peak=peak, kept=0, gradients=0, resident=10)} for label, peak in peaks.items()}
+    everyone = [limit, eager, ours, small, large]
+    assert grid.outsized(everyone, sizes, None) == []
+    assert grid.outsized(everyone, sizes, 120) == []  # four times 10, and 80
+    assert grid.outsized(everyone, sizes, 119) == [eager]  # without it all fit
+    assert grid.outsized(everyone, sizes, 80) == [eager]
+    assert grid.outsized(everyone, sizes, 79) == [eager, large]
+    assert grid.outsized(everyone, sizes, 49) == [eager, ours, large]
+    assert grid.outsized([limit, eager, ours], sizes, 110) == []
+    assert grid.outsized([limit, eager, ours], sizes, 109) == [eager]
+
+
 # -- what is told -----------------------------------------------------------------------------------------------------
 
 

@@ -88,9 +88,14 @@ def run(
                     memories[contestant.label] = memory(contestant, cell, wanted or modes[:1])
             except Unavailable as reason:
                 refused[contestant.label] = Record.refused(contestant, cell, reason)
-        found: dict[str, Record] = {}
+        limit = allowance(cell.device)
         starters = [contestant for contestant in everyone if contestant.label not in refused]
-        for heat in heats(starters, memories, allowance(cell.device)):
+        for contestant in outsized(starters, memories, limit):
+            reason = f"takes {peak(contestant, memories) / 2**30:.1f} GiB in a step, too much beside the others"
+            refused[contestant.label] = Record.refused(contestant, cell, Unavailable(reason))
+        starters = [contestant for contestant in starters if contestant.label not in refused]
+        found: dict[str, Record] = {}
+        for heat in heats(starters, memories, limit):
             fresh = [contestant for contestant in heat if contestant.label not in found]
             share = 0.5 * len(fresh) / len(everyone)
             for record in _heat(heat, cell, modes, settings, share, advance):
@@ -99,28 +104,53 @@ def run(
         yield [(refused | found)[contestant.label] for contestant in everyone]
 
 
-def heats(
-    contestants: Sequence[Contestant], memories: Mapping[str, Mapping[str, Memory]], limit: int | None
-) -> list[list[Contestant]]:
+Memories = Mapping[str, Mapping[str, Memory]]
+"""What contestants were measured to take, by label and mode."""
+
+
+def peak(contestant: Contestant, memories: Memories) -> int:
+    """Return what a step takes at its highest point."""
+    return max((one.peak for one in memories.get(contestant.label, {}).values()), default=0)
+
+
+def needed(contestants: Sequence[Contestant], memories: Memories) -> int:
+    """Return what contestants take together: what each has and keeps, and the step of the most demanding."""
+    measured = [list(memories.get(contestant.label, {}).values()) for contestant in contestants]
+    had = sum(max((one.resident for one in own), default=0) + sum(one.kept for one in own) for own in measured)
+    return had + max((peak(contestant, memories) for contestant in contestants), default=0)
+
+
+def references(contestants: Sequence[Contestant]) -> list[Contestant]:
+    """Return those that others are compared to, who run in each heat."""
+    return [each for each in contestants if each.kind == "limit" or each.label in (REFERENCE, OURS)]
+
+
+def outsized(contestants: Sequence[Contestant], memories: Memories, limit: int | None) -> list[Contestant]:
+    """Return those that do not fit into memory beside the ones they are compared to.
+
+    Of these, the largest are among them where otherwise nobody could be compared.
+    """
+    if limit is None:
+        return []
+    compared, left_out = references(contestants), []
+    others = [[each] for each in contestants if each not in compared] or [[]]
+    while compared and all(needed([*compared, *other], memories) > limit for other in others):
+        left_out.append(max(compared, key=lambda each: peak(each, memories)))
+        compared.remove(left_out[-1])
+    return [*left_out, *(each for other in others for each in other if needed([*compared, each], memories) > limit)]
+
+
+def heats(contestants: Sequence[Contestant], memories: Memories, limit: int | None) -> list[list[Contestant]]:
     """Divide contestants into groups that fit into memory together; those that others are compared to run in each."""
-
-    def size(contestant: Contestant) -> int:
-        measured = memories.get(contestant.label, {}).values()
-        return max((one.resident for one in measured), default=0) + sum(one.kept for one in measured)
-
-    def peak(contestant: Contestant) -> int:
-        return max((one.peak for one in memories.get(contestant.label, {}).values()), default=0)
-
-    references = [each for each in contestants if each.kind == "limit" or each.label in (REFERENCE, OURS)]
+    compared = references(contestants)
     groups: list[list[Contestant]] = [[]]
     for contestant in contestants:
-        if contestant in references:
+        if contestant in compared:
             continue
-        group = [*references, *groups[-1], contestant]
-        if groups[-1] and limit and sum(map(size, group)) + max(map(peak, group)) > limit:
+        if groups[-1] and limit and needed([*compared, *groups[-1], contestant], memories) > limit:
             groups.append([])
         groups[-1].append(contestant)
-    return [[*references, *group] for group in groups]
+    return [[*compared, *group] for group in groups]
 
 
 def _heat(
