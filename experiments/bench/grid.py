@@ -93,7 +93,7 @@ def run(
         for contestant in outsized(starters, memories, limit):
             reason = f"takes {peak(contestant, memories) / 2**30:.1f} GiB in a step, too much beside the others"
             refused[contestant.label] = Record.refused(contestant, cell, Unavailable(reason))
-        starters = [contestant for contestant in starters if contestant.label not in refused]
+            starters.remove(contestant)
         found: dict[str, Record] = {}
         for heat in heats(starters, memories, limit):
             fresh = [contestant for contestant in heat if contestant.label not in found]

@@ -129,7 +129,7 @@ class HierarchicalSoftmax(OutputLayer):
 
     def nll(self, hidden: Float[Tensor, "tokens hidden"], target: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
         """Sum the target's path."""
-        return path_nll(hidden, *self._tree(), target, sparse=self.sparse, backend=self.backend)
+        return path_nll(hidden, *self._operands(), target, sparse=self.sparse, backend=self.backend)
 
     def loss(
         self,
@@ -140,9 +140,9 @@ class HierarchicalSoftmax(OutputLayer):
         sample: Sample | None = None,
     ) -> Float[Tensor, ""]:
         """Return ``sum(weight * nll)``, its gradients taken on the way."""
-        return path_nll_loss(hidden, *self._tree(), target, weight, sparse=self.sparse, backend=self.backend)
+        return path_nll_loss(hidden, *self._operands(), target, weight, sparse=self.sparse, backend=self.backend)
 
-    def _tree(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, int]:
+    def _operands(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, int]:
         """Return parameters, paces and the tree, as the functions of paths take them."""
         parameters, tree = (self.weight, self.bias, self.pace), (self.node_branch, self.word_branch, self.word_rank)
         return *parameters, *tree, len(self.level_sizes)

@@ -2,6 +2,8 @@
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.autograd import forward_ad
 
 from lvsoftmax.ops.backends import Backends, triton
 from lvsoftmax.ops.gradients_in_forward import is_differentiated
@@ -52,11 +54,12 @@ def path_nll(
     check_operands(hidden_ND, weight_MD, bias_M, target_N)
     check_pairs("target", len(target_N) * depth)
     chosen = BACKENDS.choose(backend, hidden_ND.device.type)
-    tree = (node_branch_M, word_branch_V)
     if chosen == "cpp" and (sparse or not torch.compiler.is_compiling()):
-        return native.path_nll(hidden_ND, weight_MD, bias_M, pace_M, *tree, word_rank_V, depth, target_N, sparse)
+        tree = (node_branch_M, word_branch_V, word_rank_V, depth)
+        return native.path_nll(hidden_ND, weight_MD, bias_M, pace_M, tree, target_N, sparse)
     code = gpu if chosen == "triton" and (sparse or not torch.compiler.is_compiling()) else reference
-    return code.path_nll(hidden_ND, weight_MD, bias_M, pace_M, *tree, depth, target_N, sparse=sparse)
+    branches = (node_branch_M, word_branch_V)
+    return code.path_nll(hidden_ND, weight_MD, bias_M, pace_M, *branches, depth, target_N, sparse=sparse)
 
 
 def path_nll_loss(
@@ -80,12 +83,12 @@ def path_nll_loss(
     hand; other backends take them in the backward pass. Arguments are those of :func:`path_nll`.
     """
     check_operands(hidden_ND, weight_MD, bias_M, target_N, token_weight_N)
-    operands = (hidden_ND, weight_MD, bias_M, pace_M, node_branch_M, word_branch_V, word_rank_V, depth, target_N)
+    operands, tree = (hidden_ND, weight_MD, bias_M, pace_M), (node_branch_M, word_branch_V, word_rank_V, depth)
     if is_differentiated(hidden_ND, weight_MD, bias_M) and (sparse or not torch.compiler.is_compiling()):
         if BACKENDS.choose(backend, hidden_ND.device.type) == "cpp":
             check_pairs("target", len(target_N) * depth)
-            return native.path_nll_loss(*operands, token_weight_N, sparse)
-    return (token_weight_N * path_nll(*operands, sparse=sparse, backend=backend)).sum()
+            return native.path_nll_loss(*operands, tree, target_N, token_weight_N, sparse)
+    return (token_weight_N * path_nll(*operands, *tree, target_N, sparse=sparse, backend=backend)).sum()
 
 
 def tree_log_prob(
@@ -114,8 +117,16 @@ def tree_log_prob(
         word_leaf_V: the leaf of every word.
         backend: a name in ``BACKENDS`` or ``auto``.
     """
-    differentiated = torch.is_grad_enabled() and score_MN.requires_grad
-    if not differentiated and not torch.compiler.is_compiling():
-        if BACKENDS.choose(backend, score_MN.device.type) == "cpp":
-            return native.tree_log_prob(score_MN, node_branch_M, word_branch_V)
+    if BACKENDS.choose(backend, score_MN.device.type) == "cpp" and _is_plain(score_MN):
+        return native.tree_log_prob(score_MN, node_branch_M, word_branch_V)
     return reference.tree_log_prob(score_MN, levels, node_position_M, leaf_position_V, word_leaf_V)
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Return whether only the numbers of ``x`` are wanted: no derivative either way, no transform, no traced graph."""
+    return not (
+        torch.compiler.is_compiling()
+        or is_differentiated(x)
+        or is_functorch_wrapped_tensor(x)
+        or forward_ad.unpack_dual(x).tangent is not None
+    )

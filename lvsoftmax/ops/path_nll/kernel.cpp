@@ -22,7 +22,7 @@
 namespace {
 
 constexpr int64_t BLOCK = 32;
-constexpr int64_t LANES = 128;
+constexpr int64_t LANES = 128;  // tokens that go down the tree together
 constexpr int64_t AHEAD = 4;  // pieces: a node's row is anywhere in memory, and asked for that long before it is read
 
 struct Piece {

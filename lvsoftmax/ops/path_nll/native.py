@@ -34,15 +34,11 @@ def path_nll(
     weight_MD: Tensor,
     bias_M: Tensor,
     pace_M: Tensor,
-    node_branch_M: Tensor,
-    word_branch_V: Tensor,
-    word_rank_V: Tensor,
-    depth: int,
+    tree: Tree,
     target_N: Tensor,
     sparse: bool,
 ) -> Tensor:
     """Return the same as the reference, which describes the arguments."""
-    tree = (node_branch_M, word_branch_V, word_rank_V, depth)
     return _PerToken.apply(hidden_ND, weight_MD, bias_M, pace_M, tree, target_N, sparse)
 
 
@@ -52,16 +48,12 @@ def path_nll_loss(
     weight_MD: Tensor,
     bias_M: Tensor,
     pace_M: Tensor,
-    node_branch_M: Tensor,
-    word_branch_V: Tensor,
-    word_rank_V: Tensor,
-    depth: int,
+    tree: Tree,
     target_N: Tensor,
     token_weight_N: Tensor,
     sparse: bool,
 ) -> Tensor:
     """Return ``sum(token_weight * path_nll)``, to be differentiated at most once: the gradients are made on the way."""
-    tree = (node_branch_M, word_branch_V, word_rank_V, depth)
     return _WeightedSum.apply(hidden_ND, weight_MD, bias_M, token_weight_N, pace_M, tree, target_N, sparse)
 
 
