@@ -5,7 +5,7 @@ READY := .venv/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install compare train test catalogue results-table lint format clean
+.PHONY: help install compare bench train test catalogue results-table lint format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -20,6 +20,9 @@ install: $(READY)  ## make .venv and install the exact versions of constraints.t
 
 compare: $(READY)  ## the main job: train every family of output layer and write the report (ARGS='study=...')
 	$(BIN)/python -m experiments.compare $(ARGS)
+
+bench: $(READY)  ## measure speed and memory of every layer beside what else is installed (ARGS='study=...')
+	$(BIN)/python -m experiments.benchmark $(ARGS)
 
 train: $(READY)  ## train one model (ARGS='output=sampled_softmax data=sotu seed=2')
 	$(BIN)/python -m experiments.train $(ARGS)
