@@ -103,7 +103,9 @@ class OutputLayer(nn.Module, ABC):
             log_prob = self.log_prob(hidden)
             if temperature == 0:
                 return log_prob.argmax(1)
-            return gumbel_argmax(log_prob / temperature, self.generator(hidden.device))
+            # However cold, the most probable word keeps its place.
+            scores = (log_prob - log_prob.amax(1, keepdim=True)) / temperature
+            return gumbel_argmax(scores, self.generator(hidden.device))
 
     def log_partition(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens"] | None:
         """Return the log of the sum that normalises each token's scores; None where the layer has none."""
@@ -198,7 +200,7 @@ class OutputLayer(nn.Module, ABC):
         if key not in self._generators:
             self._generators[key] = torch.Generator(device).manual_seed(self._seed)
             if key in self._generator_states:
-                self._generators[key].set_state(self._generator_states.pop(key))
+                self._generators[key].set_state(self._generator_states.pop(key).cpu())
         return self._generators[key]
 
     def generator_state(self) -> dict[str, Tensor]:
@@ -208,9 +210,8 @@ class OutputLayer(nn.Module, ABC):
 
     def load_generator_state(self, state: dict[str, Tensor]) -> None:
         """Continue the random streams of a checkpoint, each when it is next used: this machine may lack its device."""
-        for device, value in state.items():
-            self._generators.pop(device, None)
-            self._generator_states[device] = value
+        self._generators.clear()
+        self._generator_states = dict(state)
 
     def __getstate__(self) -> dict[str, Any]:
         # Generators cannot be copied or pickled; their states can.

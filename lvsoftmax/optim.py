@@ -360,7 +360,7 @@ def clip_gradient_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     if max_norm < math.inf and not (norm.device.type == "cpu" and norm <= max_norm):  # elsewhere asking would wait
         scale = (max_norm / norm).clamp(max=1)
         for value in values:
-            value.mul_(scale)
+            value.mul_(scale.to(value.device))
     return norm
 
 

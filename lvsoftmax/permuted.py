@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lvsoftmax.layer import OutputLayer
+from lvsoftmax.ops.inputs import look_up
 from lvsoftmax.ops.noise import Draws
 
 
@@ -56,7 +57,7 @@ class Permuted(OutputLayer):
 
     def nll(self, hidden: Float[Tensor, "tokens hidden"], target: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
         """Return the layer's exact negative log-likelihood."""
-        return self.layer.nll(hidden, self.order[target])
+        return self.layer.nll(hidden, look_up(self.order, target))
 
     def topk(
         self, hidden: Float[Tensor, "tokens hidden"], k: int
@@ -87,7 +88,7 @@ class Permuted(OutputLayer):
         previous: Int[Tensor, "tokens"] | None = None,
     ) -> Draws:
         """Draw for the layer; words drawn are ranks."""
-        return self.layer.draw(hidden, self.order[target], self._ranks(previous))
+        return self.layer.draw(hidden, look_up(self.order, target), self._ranks(previous))
 
     def forward(
         self,
@@ -97,7 +98,7 @@ class Permuted(OutputLayer):
         sample: Draws = None,
     ) -> Float[Tensor, "tokens"]:
         """Return the layer's training objective."""
-        return self.layer(hidden, self.order[target], self._ranks(previous), sample)
+        return self.layer(hidden, look_up(self.order, target), self._ranks(previous), sample)
 
     def loss(
         self,
@@ -108,15 +109,15 @@ class Permuted(OutputLayer):
         sample: Draws = None,
     ) -> Float[Tensor, ""]:
         """Return the layer's weighted objective."""
-        return self.layer.loss(hidden, self.order[target], weight, self._ranks(previous), sample)
+        return self.layer.loss(hidden, look_up(self.order, target), weight, self._ranks(previous), sample)
 
     def embed(self, ids: Int[Tensor, "..."]) -> Float[Tensor, "... hidden"]:
         """Look ids up in the layer's table."""
-        return self.layer.embed(self.order[ids])
+        return self.layer.embed(look_up(self.order, ids))
 
     def observe(self, target: Int[Tensor, "..."]) -> None:
         """Announce coming targets to the layer."""
-        self.layer.observe(self.order[target])
+        self.layer.observe(look_up(self.order, target))
 
     def refresh(self) -> None:
         """Refresh the layer."""
@@ -147,7 +148,7 @@ class Permuted(OutputLayer):
         self.layer.load_generator_state(state)
 
     def _ranks(self, ids: Tensor | None) -> Tensor | None:
-        return None if ids is None else self.order[ids]
+        return None if ids is None else look_up(self.order, ids)
 
     def _ids(self) -> Tensor:
         """The id of every rank."""

@@ -131,6 +131,23 @@ def test_what_stands_in_the_way_is_named(source, cache, monkeypatch):
     assert library.obstacle(torch.device("cpu")) == "there is no C++ compiler; install g++"
 
 
+def test_what_cannot_be_compiled_is_not_tried_again_at_every_call(source, cache, monkeypatch):
+    source.write_text("int f( {")
+    run, calls = subprocess.run, []
+    monkeypatch.setattr(backends.subprocess, "run", lambda *words, **options: calls.append(1) or run(*words, **options))
+    library = CppLibrary(source)
+    told = {library.obstacle(torch.device("cpu")) for _ in range(3)}
+    assert len(told) == 1 and len(calls) == 2  # its version, and once the source
+    with pytest.raises(RuntimeError, match="fails"):
+        library.load()
+    assert len(calls) == 2
+
+
+def test_for_another_device_nothing_is_compiled(source, cache):
+    assert "runs on the CPU" in CppLibrary(source).obstacle(torch.device("cuda"))
+    assert not cache.exists()
+
+
 def test_a_cache_that_cannot_be_written_is_named(source, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))

@@ -1,7 +1,10 @@
 """Recycled memory: reused when nobody can see it any more, never before."""
 
 import gc
+import random
 import re
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -157,3 +160,23 @@ def test_a_table_is_of_the_type_and_on_the_device_that_torch_would_take():
         assert empty_table(3, 2).is_meta
     with FakeTensorMode():
         assert type(empty_table(3, 2)) is FakeTensor
+
+
+def test_threads_get_memory_of_the_size_that_they_asked_for(monkeypatch):
+    monkeypatch.setattr(buffers, "SMALLEST", 1)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    def take(seed):
+        chance = random.Random(seed)
+        for _ in range(400):
+            size = chance.choice((10, 20, 30, 40))
+            memory = recycled((size,), torch.float32)
+            memory.fill_(seed)
+            assert memory.shape == (size,) and (memory == seed).all()
+
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(take, range(8)))
+    finally:
+        sys.setswitchinterval(interval)

@@ -293,6 +293,8 @@ def test_the_table_to_tie_to_is_in_the_order_of_the_words(kind):
     layer = randomise(build(kind))
     embedded = layer.embed(torch.tensor([[0, 96], [5, 5]]))
     assert embedded.shape == (2, 2, 8)
+    with pytest.raises(IndexError):
+        layer.embed(torch.tensor([-1]))
     (gradient,) = torch.autograd.grad(embedded.sum(), layer.weight)
     assert gradient.is_sparse
     one, other = (class_of(layer, torch.arange(97)) == len(layer.class_weight) - 1).nonzero()[:2].flatten()

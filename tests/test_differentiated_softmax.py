@@ -179,3 +179,10 @@ def test_bad_bands(options, message):
     with pytest.raises(ValueError, match=message) as error:
         DifferentiatedSoftmax(**({"hidden_size": D, "counts": COUNTS} | options))
     assert "\n" not in str(error.value)
+
+
+def test_a_target_in_no_band_has_no_loss():
+    """Where word ids are not looked through, on CUDA, it would pass for a word of no score."""
+    hidden, weight = torch.randn(3, 4), torch.randn(7, 4)
+    found = banded_cross_entropy([hidden], [weight], torch.zeros(7), torch.tensor([-1, 2, -100]), backend="eager")
+    assert found.isnan().tolist() == [True, False, True]

@@ -7,6 +7,7 @@ its own of the others, and some more.
 """
 
 import copy
+import math
 
 import numpy as np
 import oracles
@@ -176,7 +177,8 @@ def test_samples_follow_log_prob(case, temperature):
 def test_temperature_zero_takes_the_most_probable_word(case):
     layer = randomise(case.build())
     hidden = Batch.of(layer, dtype=torch.float32).hidden.detach()
-    assert torch.equal(layer.sample(hidden, 0.0), layer.log_prob(hidden).argmax(1))
+    for temperature in (0.0, 1e-40):  # such that every logarithm divided by it is infinite
+        assert torch.equal(layer.sample(hidden, temperature), layer.log_prob(hidden).argmax(1))
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.setting("bias") is not False], ids=str)
@@ -207,6 +209,16 @@ def test_random_streams_of_a_device_that_this_machine_lacks_are_kept_for_one_tha
         assert torch.equal(each.sample(torch.ones(3, HIDDEN)), CASES[0].build().sample(torch.ones(3, HIDDEN)))
         assert_close(each.generator_state()["xla:7"], state["xla:7"], 0)
         assert each.generator_state().keys() == {"xla:7", "cpu"}
+
+
+@for_every_case
+def test_a_checkpoint_from_before_the_first_draw_starts_the_stream_anew(case):
+    layer = case.build()
+    hidden = Batch.of(layer, dtype=torch.float32).hidden.detach()
+    start = layer.generator_state()
+    first = layer.sample(hidden)
+    layer.load_generator_state(start)
+    assert torch.equal(layer.sample(hidden), first)
 
 
 @for_every_case
@@ -427,6 +439,27 @@ def test_batches_of_no_and_one_token(case, counts, tokens):
     if tokens == 0:
         assert loss == 0
         assert all(p.grad is None or not p.grad.to_dense().any() for p in layer.parameters())
+
+
+@for_every_case
+def test_a_step_in_bfloat16_can_be_diagnosed_after_autocast(case):
+    case.skip_if_interpreted()
+    layer = randomise(case.build())
+    batch = Batch.of(layer, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = batch.hidden.detach().bfloat16().requires_grad_()  # as a backbone gives it
+        layer.loss(hidden, batch.target, batch.upstream, batch.previous).backward()
+    assert all(map(math.isfinite, layer.diagnostics().values()))
+
+
+@for_every_case
+def test_another_default_device_changes_nothing(case):
+    layer = randomise(case.build())
+    batch = Batch.of(layer, dtype=torch.float32)
+    with torch.device("meta"):
+        value = layer.loss(batch.hidden, batch.target, batch.upstream, batch.previous)
+        value.backward()
+    assert value.isfinite() and batch.hidden.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("hidden_dtype", [torch.float32, torch.bfloat16])

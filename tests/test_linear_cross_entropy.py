@@ -1,6 +1,9 @@
 """The fused cross-entropy, by every backend, against PyTorch's own, on sizes that fit nothing."""
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -555,3 +558,25 @@ def test_a_word_that_does_not_exist_is_refused(backend, wrong):
         linear_cross_entropy(hidden, weight, bias, target, backend=backend)
     with pytest.raises((ValueError, RuntimeError), match=r"must be in \[0, 13\)|out of bounds"):
         linear_cross_entropy_loss(hidden, weight, bias, target, torch.ones(N, dtype=torch.float64), backend=backend)
+
+
+def test_fewer_threads_than_asked_for_give_the_same(tmp_path):
+    """The system decides how many there are, by its own rules or by a limit."""
+    code = """
+import sys, torch
+from lvsoftmax.ops.linear_cross_entropy import linear_cross_entropy_loss
+torch.set_num_threads(3)
+draw = torch.Generator().manual_seed(1)
+hidden, weight, bias = (torch.randn(*size, generator=draw).requires_grad_() for size in ((40, 24), (1500, 24), (1500,)))
+target = torch.randint(1500, (40,), generator=draw)
+found = []
+for backend in ("cpp", "eager"):
+    loss = linear_cross_entropy_loss(hidden, weight, bias, target, torch.full((40,), 1 / 40), backend=backend)
+    found.append((loss, *torch.autograd.grad(loss, (hidden, weight, bias))))
+for one, other in zip(*found):
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"OMP_THREAD_LIMIT": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

@@ -71,6 +71,8 @@ def test_every_method_speaks_ids(case):
             permuted.embed(ids[None])
     else:
         assert torch.equal(permuted.embed(ids[None]), table)
+        with pytest.raises(IndexError):
+            permuted.embed(torch.tensor([-1]))
 
 
 class Recorder(OutputLayer):

@@ -14,6 +14,7 @@ from lvsoftmax.ops import partition
 from lvsoftmax.ops.buffers import empty_table
 from lvsoftmax.ops.grouped_nll import BACKENDS as GROUPED_BACKENDS
 from lvsoftmax.ops.grouped_nll import grouped_log_softmax, grouped_nll
+from lvsoftmax.ops.inputs import look_up
 from lvsoftmax.ops.linear_cross_entropy import BACKENDS, linear_cross_entropy, linear_cross_entropy_loss
 from lvsoftmax.ops.noise import Sample, sample_count
 from lvsoftmax.ops.softmax import log_softmax
@@ -114,7 +115,7 @@ class ClassSoftmax(OutputLayer):
 
     def nll(self, hidden: Float[Tensor, "tokens hidden"], target: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
         """Add what the target's class costs and what the word costs within it."""
-        row = self.row[target]
+        row = look_up(self.row, target)
         operands = hidden, self.class_weight, self.class_bias, self._class_of(row)
         return linear_cross_entropy(*operands, backend=self.backend) + self._word_nll(hidden, row)
 
@@ -127,14 +128,14 @@ class ClassSoftmax(OutputLayer):
         sample: Sample | None = None,
     ) -> Float[Tensor, ""]:
         """Return ``sum(weight * nll)``, the gradients of the classes' softmax taken on the way."""
-        row = self.row[target]
+        row = look_up(self.row, target)
         operands = hidden, self.class_weight, self.class_bias, self._class_of(row), weight
         class_loss = linear_cross_entropy_loss(*operands, backend=self.backend)
         return class_loss + (weight * self._word_nll(hidden, row)).sum()
 
     def embed(self, ids: Int[Tensor, "..."]) -> Float[Tensor, "... hidden"]:
         """Look ``ids`` up in the words' table."""
-        return F.embedding(self.row[ids], self.weight, sparse=self.sparse)
+        return F.embedding(look_up(self.row, ids), self.weight, sparse=self.sparse)
 
     def _class_of(self, row: Tensor) -> Tensor:
         return torch.bucketize(row, self.bound[1:-1], right=True)

@@ -53,8 +53,8 @@ class HierarchicalSoftmax(OutputLayer):
             holds them; for ``huffman`` and ``clustered``. In a run's configuration also ``text``, vectors made from the
             training text, or the folder of a run, vectors of its output layer.
         sparse: row-sparse gradients: a step touches the nodes on its targets' paths only.
-        backend: what computes likelihoods along paths: ``cpp``, a kernel for the CPU, or ``eager``, plain PyTorch;
-            ``auto`` takes the kernel where it can run.
+        backend: what computes likelihoods along paths: ``triton`` or ``cpp``, kernels for CUDA and the CPU, or
+            ``eager``, plain PyTorch; ``auto`` takes a kernel where one can run.
 
     Raises:
         ValueError: ``tree`` is unknown, or ``clustered`` and there are no usable ``embeddings``; ``backend`` cannot

@@ -153,6 +153,7 @@ class ImportanceSampledSoftmax(DenseOutputLayer):
         if self._latest is None:
             return {}
         hidden, sample = self._latest
+        hidden = hidden.to(self.weight.dtype)  # autocast has ended
         effective = effective_sample_size(self._log_weight_sums(hidden, sample.ids, sample.log_expected)).mean()
         return {"samples": float(sample.ids.shape[-1]), "effective_sample_size": effective.item()}
 

@@ -137,5 +137,6 @@ class NegativeSampling(DenseOutputLayer):
         if self._latest is None:
             return {}
         hidden, target = self._latest
+        hidden = hidden.to(self.weight.dtype)  # autocast has ended
         scores = linear_cross_entropy(hidden, self.weight, self.bias, target)
         return {"nll": self.nll(hidden, target).mean().item(), "nll_of_scores": scores.mean().item()}

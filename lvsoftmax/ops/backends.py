@@ -131,11 +131,10 @@ class CppLibrary:
 
     def obstacle(self, device: torch.device) -> str | None:
         """Return why the library cannot serve tensors of a device, having compiled it if that was all it took."""
-        try:
-            self.load()
-        except RuntimeError as error:
-            return str(error)
-        return None if device.type == "cpu" else "it runs on the CPU; choose another backend, or move the layer"
+        if device.type != "cpu":
+            return "it runs on the CPU; choose another backend, or move the layer"
+        found = _load(self.source, self.flags)
+        return found if isinstance(found, str) else None
 
     def call(self, function: str, *arguments: Tensor | int | float | None) -> int:
         """Call a C function with contiguous CPU tensors (pointers), ints (int64_t), floats (double), None (nullptr).
@@ -157,11 +156,22 @@ class CppLibrary:
         Raises:
             RuntimeError: there is no compiler, or it fails.
         """
-        return _load(self.source, self.flags)
+        found = _load(self.source, self.flags)
+        if isinstance(found, str):
+            raise RuntimeError(found)
+        return found
 
 
 @functools.cache
-def _load(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
+def _load(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL | str:
+    """Return the library, or why there is none: what failed once is not tried again at every call."""
+    try:
+        return _open(source, flags)
+    except RuntimeError as error:
+        return str(error)
+
+
+def _open(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
     compiler = shutil.which("g++")
     if compiler is None:
         raise RuntimeError("there is no C++ compiler; install g++")

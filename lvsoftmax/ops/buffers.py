@@ -8,6 +8,7 @@ every step: :func:`empty_table`.
 """
 
 import math
+import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ ALIGNMENT = 64
 
 _free: list[tuple[int, np.ndarray]] = []  # (number of requests when it became free, memory), oldest first
 _requests = 0
+_taking = threading.Lock()
 
 
 def empty_like(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -49,7 +51,7 @@ def recycled(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Return an uninitialised tensor on the CPU, on memory that has been touched before if there is some."""
     size = math.prod(shape) * dtype.itemsize
     if size < SMALLEST:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device="cpu")
     memory = _take(size + ALIGNMENT)
     # The tensor's storage owns this view, and nobody else does: it dies when nothing shares the storage any more.
     view = _aligned(memory)
@@ -88,12 +90,13 @@ def release() -> None:
 
 def _take(size: int) -> np.ndarray:
     global _requests
-    _requests += 1
-    while _free and _free[0][0] < _requests - PATIENCE:
-        _free.pop(0)
-    for position in reversed(range(len(_free))):
-        if len(_free[position][1]) == size:
-            return _free.pop(position)[1]
+    with _taking:
+        _requests += 1
+        while _free and _free[0][0] < _requests - PATIENCE:
+            _free.pop(0)
+        for position in reversed(range(len(_free))):
+            if len(_free[position][1]) == size:
+                return _free.pop(position)[1]
     # NumPy asks for huge pages where the system has them: fewer faults even for what is fresh.
     return np.empty(size, np.uint8)
 

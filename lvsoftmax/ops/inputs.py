@@ -56,6 +56,11 @@ def check_vocabulary(name: str, x: Tensor, vocab_size: int) -> None:
             )
 
 
+def look_up(table_V: Tensor, ids: Tensor) -> Tensor:
+    """Return ``table[ids]``, where an id below zero is an error on every device and no place from the end."""
+    return table_V.index_select(0, ids.flatten()).view_as(ids)
+
+
 def check_operands(
     hidden_ND: Tensor,
     weight_VD: Tensor,

@@ -104,4 +104,5 @@ def spread(rows: Tensor, index_U: Tensor | None, like: Tensor) -> Tensor:
     """Return the gradient whose rows ``index`` are given, and others zero; all of them without ``index``."""
     if index_U is None:
         return rows
-    return torch.sparse_coo_tensor(index_U[None], rows, like.shape, is_coalesced=True, check_invariants=False)
+    options = {"device": rows.device, "is_coalesced": True, "check_invariants": False}
+    return torch.sparse_coo_tensor(index_U[None], rows, like.shape, **options)

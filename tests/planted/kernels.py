@@ -14,6 +14,16 @@ FAULTS = [
         ("ops/linear_cross_entropy/kernel.cpp", "std::numeric_limits<Sum>::max() / 2;", "0;"),
     ),
     fault(
+        "exact softmax in C++: as many threads taken for granted as were asked for",
+        "test_linear_cross_entropy.py -k fewer_threads",
+        ("ops/linear_cross_entropy/kernel.cpp", "            threads = omp_get_num_threads();", "            ;"),
+    ),
+    fault(
+        "bands: a target in none of them has the score zero",
+        "test_differentiated_softmax.py -k no_band",
+        ("ops/linear_cross_entropy/banded.py", "torch.full_like(others_N, torch.nan)", "torch.zeros_like(others_N)"),
+    ),
+    fault(
         "spherical softmax in C++: the derivative of a square without its 2",
         "test_normalised_cross_entropy.py -k cpp",
         (

@@ -56,7 +56,7 @@ class _PerToken(torch.autograd.Function):
     def forward(ctx, kernel, target_N, bias_V, *tables):
         ctx.kernel, ctx.dtype = kernel, product_dtype(tables[0])
         others_N = zeros(target_N, tables[0].dtype).fill_(-torch.inf)
-        target_logit_N = torch.zeros_like(others_N)
+        target_logit_N = torch.full_like(others_N, torch.nan)  # of a target in no band
         logits = []
         for _, operands, inside_N in _bands(target_N, bias_V, tables):
             sum_N, logit_N = KERNELS[kernel].sums(ctx.dtype, *operands, 0.0)

@@ -284,7 +284,8 @@ def _pieces(vocab: int, size: int) -> Iterator[slice]:
 
 def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
     """Return ``left @ right``, summed and given in ``dtype``."""
-    return left @ right if left.dtype == dtype else torch.mm(left, right, out_dtype=dtype)
+    with torch.autocast(left.device.type, enabled=False):  # which would narrow what is wide on purpose
+        return left @ right if left.dtype == dtype else torch.mm(left, right, out_dtype=dtype)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -132,6 +132,8 @@ template <class P, template <class> class Weights, class Source> struct Block {
         const int64_t tiles = (args.V + TILE - 1) / TILE;
 #pragma omp parallel num_threads(threads)
         {
+#pragma omp single
+            threads = omp_get_num_threads();  // fewer than asked for, where the system gives no more
             const int thread = omp_get_thread_num();
             Worker<P> &own = workers[thread];
             // The same words in the same order every time: results do not depend on which thread is faster.

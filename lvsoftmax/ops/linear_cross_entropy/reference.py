@@ -144,6 +144,8 @@ def accumulate(
     grad_hidden_ND, grad_weight_VD, grad_bias_V = gradients
     if grad_bias_V is not None:
         grad_bias_V += grad_CV.sum(0)
+    if hidden_CD.dtype == torch.float16:  # a token's weight may take its slopes below what this type can hold
+        hidden_CD, weight_VD = hidden_CD.float(), weight_VD.float()
     grad_CV = grad_CV.to(hidden_CD.dtype)
     if grad_hidden_ND is not None:
         grad_hidden_ND[block] = grad_CV @ weight_VD

@@ -87,10 +87,10 @@ class _Plan(NamedTuple):
         """Sort the tokens, and find the pieces and the nodes met."""
         depth, tokens = tree[-1], len(target_N)
         check_vocabulary("target", target_N, len(tree[1]))
-        order_N = torch.empty(tokens, dtype=torch.int32)
+        order_N = torch.empty(tokens, dtype=torch.int32, device="cpu")
         piece, met = (recycled((tokens * depth, numbers), torch.int32) for numbers in (PIECE, MET))
-        block_piece = torch.empty(-(-tokens // BLOCK) + 1, dtype=torch.int32)
-        counts = torch.empty(2, dtype=torch.int64)
+        block_piece = torch.empty(-(-tokens // BLOCK) + 1, dtype=torch.int32, device="cpu")
+        counts = torch.empty(2, dtype=torch.int64, device="cpu")
         work = recycled((2 * tokens + 5 * depth + 1,), torch.int32)
         LIBRARY.call("plan", *tree, target_N.contiguous(), tokens, order_N, piece, met, block_piece, work, counts)
         met_nodes, pairs = counts.tolist()
@@ -162,7 +162,7 @@ def _gradients(
     tokens, width = x_ND.shape
     node_U, rows = None, len(weight_MD)
     if sparse:
-        node_U, rows = torch.empty(plan.met_nodes, dtype=torch.int64), plan.met_nodes
+        node_U, rows = torch.empty(plan.met_nodes, dtype=torch.int64, device="cpu"), plan.met_nodes
         LIBRARY.call("numbers_met", plan.met, plan.met_nodes, node_U)
     shapes = ((tokens, width), (rows, width), (rows, 1))
     found = [empty_rows(x_ND, *shape) if asked else None for shape, asked in zip(shapes, needed, strict=True)]

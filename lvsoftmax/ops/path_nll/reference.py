@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lvsoftmax.ops.numerics import upcast
+from lvsoftmax.ops.inputs import look_up
+from lvsoftmax.ops.numerics import softplus, upcast
 from lvsoftmax.ops.pairs import bag_starts, pair_gradients, pair_products
 
 
@@ -69,7 +70,7 @@ def tree_log_prob(
 
 def _paths(node_branch_M: Tensor, word_branch_V: Tensor, depth: int, target_N: Tensor) -> Tensor:
     """Return the branches from each target up to the root, ``[N, L]``, filled with -1."""
-    branch_N = word_branch_V[target_N]
+    branch_N = look_up(word_branch_V, target_N)
     path = [branch_N]
     for _ in range(depth - 1):
         # the root, node 0, hangs from branch -1; so does whatever lies above it
@@ -83,7 +84,7 @@ def _padded(hidden_ND: Tensor, weight_MD: Tensor, bias_M: Tensor, pace_M: Tensor
     node_NL = (branch_NL >> 1).clamp(min=0)
     product_NL = (upcast(weight_MD[node_NL]) * upcast(hidden_ND)[:, None]).sum(2)
     score_NL = pace_M[node_NL] * (product_NL + upcast(bias_M[node_NL]))
-    nll_NL = F.softplus(torch.where(branch_NL % 2 == 0, -score_NL, score_NL))
+    nll_NL = softplus(torch.where(branch_NL % 2 == 0, -score_NL, score_NL))
     return torch.where(branch_NL < 0, 0.0, nll_NL).sum(1)
 
 
@@ -112,7 +113,7 @@ class _Ragged(torch.autograd.Function):
             hidden_ND, weight_MD, bias_M, token_P, node_P, bag_N, -pace_P * torch.sigmoid(-confidence_P)
         )
         ctx.sparse = sparse
-        return score_P.new_zeros(len(hidden_ND)).index_add_(0, token_P, F.softplus(-confidence_P))
+        return score_P.new_zeros(len(hidden_ND)).index_add_(0, token_P, softplus(-confidence_P))
 
     @staticmethod
     @once_differentiable
