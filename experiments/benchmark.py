@@ -157,6 +157,11 @@ def check(config: dict[str, Any]) -> None:
     for name in ("rounds", "seconds"):
         if not isinstance(config[name], int | float) or config[name] <= 0:
             raise ValueError(f"{name}={config[name]}: must be a positive number")
+    threads, many = config["study"]["threads"], config["study"]["kind"] != "profile"
+    if many and not isinstance(threads, list):
+        raise ValueError(f"study.threads={threads}: must be a list; write study.threads=[{threads}]")
+    if not many and not isinstance(threads, int):
+        raise ValueError(f"study.threads={threads}: must be one number of threads")
     optims = [file.stem for file in (CONFIGS / "optim").glob("*.yaml")]
     if config["optim"] not in optims:
         raise ValueError(f"optim={config['optim']}: no such choice{nearest(config['optim'], optims)}")

@@ -29,7 +29,7 @@ def one_line_errors() -> Iterator[None]:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("interrupted; a training goes on from its last checkpoint when it is started again", file=sys.stderr)
         sys.exit(130)
 
 

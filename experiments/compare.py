@@ -7,6 +7,7 @@ budget.seconds=600``. Runs go one after the other, or side by side through one o
 ``hydra/launcher=joblib hydra.launcher.n_jobs=4``, ``hydra/launcher=submitit_slurm hydra.launcher.partition=...``.
 """
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -59,13 +60,16 @@ class Runner:
         self._places[job.folder] = f"[{len(self._places) + 1}/{len(self.study)}]"
         source = job.fetch(self.study.finished)
         if outcome := job.outcome:
-            self._say(job, f"taken from {source}: {outcome}" if source else f"done before: {outcome}")
+            where = f" ({job.run.machine})" if source and job.run and job.run.machine else ""
+            self._say(job, f"taken from {source}{where}: {outcome}" if source else f"done before: {outcome}")
         return outcome is not None
 
     def _launch(self, jobs: Sequence[Job]) -> None:
         self.study.folder.mkdir(parents=True, exist_ok=True)
-        listed = self.study.folder / "jobs.json"
-        listed.write_text(json.dumps({"threads": self.threads, "jobs": [job.words for job in jobs]}, indent=1))
+        jobs_as_text = json.dumps({"threads": self.threads, "jobs": [job.words for job in jobs]}, indent=1)
+        # Jobs of an earlier launch may still wait in a queue and read their list later: each list has its own file.
+        listed = self.study.folder / f"jobs-{hashlib.sha256(jobs_as_text.encode()).hexdigest()[:8]}.json"
+        listed.write_text(jobs_as_text)
         for job in jobs:
             self._say(job, "launched")
         numbers = ",".join(map(str, range(len(jobs))))
@@ -125,7 +129,7 @@ def main(config: DictConfig) -> None:
         runner = Runner(study, chosen["threads"], launcher)
         study.conduct(runner, together=bool(launcher))
         study.save()
-        output = Path(config.run.root) / "compare" / study.preset
+        output = Path(config.run.root) / "compare" / study.folder.name
         jobs = [job for layer in study.layers for job in study.runs(layer, study.seeds)]
         record = [study.folder / "study.json"]
         comparison = report.write([job.folder for job in jobs], output, f"Study {study.preset}", record)

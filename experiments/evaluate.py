@@ -1,6 +1,7 @@
 """Evaluate a run exactly on any text: ``python -m experiments.evaluate run=<folder> text=my.txt``.
 
-Prints one JSON object. Words outside the run's vocabulary count as ``<unk>``; beside the numbers stands their share. A
+The text must have the form that the run's had, words apart by spaces and, for the default one, in lower case with marks
+apart, too: words outside the run's vocabulary count as ``<unk>``. Prints one JSON object, with their share in it. A
 finished run's temperature, fitted to its own validation text, is tried on this one.
 """
 
@@ -33,7 +34,8 @@ def evaluate_run(config: dict[str, Any]) -> dict[str, Any]:
     model = load(config["run"]).to(find_device(config["device"]))
     vocabulary, source = load_vocabulary(config["run"]), None
     if config["text"]:
-        ids = vocabulary.encode("".join(read_blocks(Path(config["text"]))).splitlines())
+        text = "".join(read_blocks(Path(config["text"])))
+        ids = vocabulary.encode(text.removesuffix("\n").split("\n") if text else [])
     else:
         if config["split"] not in ("train", "valid", "test"):
             raise ValueError(f"split={config['split']}: choose train, valid or test")

@@ -3,7 +3,7 @@
 A sweep of Hydra is a product of choices, and the runs of a study are none: every layer has its own learning rate. So
 the sweep is over places in a list of command lines, ``{"threads": 1, "jobs": [["output=full_softmax", ...], ...]}``:
 
-``python -m experiments.launch -m hydra/launcher=joblib jobs=outputs/studies/quick-sotu/jobs.json job=0,1,2``
+``python -m experiments.launch -m hydra/launcher=joblib jobs=outputs/studies/quick-sotu/jobs-1a2b3c4d.json job=0,1,2``
 """
 
 import json

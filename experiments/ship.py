@@ -1,8 +1,8 @@
 """Keep what a study found: ``python -m experiments.ship outputs/studies/chen2015-ptb [--to experiments/results]``.
 
 Its runs and trials that have ended are copied to ``runs``, without their checkpoints, and its ``study.json`` to
-``studies``. There the report finds them, and other studies take them as finished. What is there already is left as it
-is, except a run that went on since, and the study's record.
+``studies``. There the report finds them, and studies take them as finished whose ``study.finished`` names the folder.
+What is there already is left as it is, except a run that went on since, and the study's record.
 """
 
 import argparse

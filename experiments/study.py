@@ -20,7 +20,7 @@ from hydra import compose
 from experiments import wording
 from experiments.cli import CONFIGS, nearest, resolved
 from experiments.reading import Run, RunError, read
-from experiments.train import check, spent
+from experiments.train import check, overspent, spent
 from lvsoftmax.runs import build, folder_for, identity
 
 KEPT = ("config.yaml", "environment.json", "metrics.jsonl", "result.json")
@@ -61,12 +61,13 @@ class Job:
         return self.ended(self.folder)
 
     def ended(self, folder: Path) -> Run | None:
-        """Return this job's run from a folder; None if there is none, or one with some of its budget left."""
+        """Return this job's run from a folder; None if there is none, or one of less or more than its budget."""
         try:
             run = read(folder)
         except RunError:
             return None
-        if run.result and spent(self.config["budget"], **run.result["train"]) < 1:
+        budget = self.config["budget"]
+        if run.result and (spent(budget, **run.result["train"]) < 1 or overspent(budget, **run.result["train"])):
             return None
         return run
 
@@ -161,7 +162,7 @@ class Study:
         self._jobs: dict[tuple[Any, ...], Job] = {}
         # Mistakes in any layer's settings shall be found now, not in the third hour.
         plain = [self.job(layer, self.seeds[0]) for layer in self.layers]
-        self.trials(self.layers[0])
+        self._check_trials(self.layers[0])
         self.smoke_runs()
         config = plain[0].config
         self.budget = config["budget"]
@@ -212,6 +213,18 @@ class Study:
             self.job(layer, seed, *words, *rate_words(config["optim"], factor), note=f", trial at rate x {factor:g}")
             for factor in self.search["rates"]
         ]
+
+    def _check_trials(self, layer: str) -> None:
+        """Raise ``ValueError`` where a trial would be the beginning of a run, and be gone once that has ended."""
+        if not self.search or self.search["seed"] not in self.seeds:
+            return
+        optim = self.job(layer, self.search["seed"]).config["optim"]
+        for trial, factor in zip(self.trials(layer), self.search["rates"], strict=True):
+            if trial.identity == self.job(layer, self.search["seed"], *rate_words(optim, factor)).identity:
+                raise ValueError(
+                    "study.search: a trial and a run would share a folder, since neither schedule nor evaluation tells "
+                    "them apart; set evaluate.tokens, a schedule that follows the budget, or another study.search.seed"
+                )
 
     def runs(self, layer: str, seeds: Iterable[int]) -> list[Job]:
         """Return a layer's runs, at the learning rate that its trials say; none before those, or where all diverged."""

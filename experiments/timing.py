@@ -9,6 +9,7 @@ class DeviceClock:
     """Adds up the time between marks: wall-clock on the CPU, events on CUDA, which need no synchronisation per step."""
 
     def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.cuda = device.type == "cuda"
         self._spans: list = []
 
@@ -17,7 +18,7 @@ class DeviceClock:
         if not self.cuda:
             return perf_counter()
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self.device))
         return event
 
     def add(self, start: "float | torch.cuda.Event") -> None:
@@ -29,5 +30,5 @@ class DeviceClock:
         spans, self._spans = self._spans, []
         if not self.cuda:
             return sum(stop - start for start, stop in spans)
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(self.device)
         return sum(start.elapsed_time(stop) for start, stop in spans) / 1000

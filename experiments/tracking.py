@@ -22,8 +22,10 @@ class Tracker:
         self._run = None
         if config["wandb"]["mode"] == "disabled":
             return
-        for name in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
-            os.environ[name] = str(folder.absolute())
+        # Where wandb goes online, its own settings say to which server.
+        kept = ("DIR", "CACHE_DIR", "DATA_DIR", *(("CONFIG_DIR",) if config["wandb"]["mode"] == "offline" else ()))
+        for name in kept:
+            os.environ[f"WANDB_{name}"] = str(folder.absolute())
         with self._reporting():
             import wandb
 

@@ -46,6 +46,8 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
     follows_budget = schedule.depends_on_budget
     run_identity = identity(config, corpus.digest, follows_budget=follows_budget)
     folder = RunFolder(folder_for(config, corpus.digest, follows_budget=follows_budget), run_identity)
+    if folder.result and overspent(config["budget"], **folder.result["train"]):
+        raise beyond(folder, **folder.result["train"])
     if folder.result and spent(config["budget"], **folder.result["train"]) >= 1:
         print(f"{folder.path} is finished: test perplexity {perplexity(folder.result['test'])}")
         return folder.result
@@ -104,16 +106,32 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
         schedule.load_state_dict(checkpoint["schedule"])
         output.load_generator_state(checkpoint["generators"])
         torch.set_rng_state(checkpoint["rng"])
-        if device.type == "cuda":
+        if device.type == "cuda" and checkpoint["cuda_rng"] is not None:  # a run may have begun on the CPU
             torch.cuda.set_rng_state(checkpoint["cuda_rng"], device)
         step, seconds = checkpoint["step"], checkpoint["seconds"]
         output_seconds, peak = checkpoint["output_seconds"], checkpoint["peak"]
         loss_sum += checkpoint["loss_sum"]
         since_log, next_valid = checkpoint["since_log"], checkpoint["next_valid"]
         state = to_device(checkpoint["state"], device)
+        reached = {"steps": step, "tokens": step * tokens_per_step, "epochs": step / steps_per_epoch}
+        if overspent(config["budget"], **reached):
+            raise beyond(folder, **reached)
     tracker = Tracker(folder.path, config, run_identity[:16])
 
+    def drain() -> None:
+        """Take the clock's time in the output layer into account; on CUDA this waits for the work under way."""
+        nonlocal seconds, output_seconds
+        began = perf_counter()
+        spent_on_output = clock.drain()
+        output_seconds += spent_on_output
+        since_log["output_seconds"] += spent_on_output
+        if device.type == "cuda":  # work of the steps that are counted already
+            waited = perf_counter() - began
+            seconds += waited
+            since_log["seconds"] += waited
+
     def save() -> None:
+        drain()
         folder.save({
             "model": model.state_dict(),
             "optimiser": optimiser.state_dict(),
@@ -124,7 +142,7 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
             "step": step,
             "seconds": seconds,
             "output_seconds": output_seconds,
-            "peak": peak,
+            "peak": memory(),
             "loss_sum": loss_sum.item(),
             "since_log": since_log,
             "next_valid": next_valid,
@@ -156,7 +174,7 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
         factor = schedule.factor(epoch, progress_made())
         for group, rate in zip(optimiser.param_groups, base_rates, strict=True):
             group["lr"] = rate * factor
-        if step % batch["stretch"] == 0:
+        if position % batch["stretch"] == 0:
             first = position * optim["accumulate"]
             last = min(first + batch["stretch"] * optim["accumulate"], len(batches))
             output.observe(torch.cat([batches[i].target.flatten() for i in range(first, last)]).to(device))
@@ -193,11 +211,10 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
         # Log, validate, save: at fixed steps or tokens, so that a resumed run does the same at the same places.
         done = progress_made() >= 1
         tokens = step * tokens_per_step
-        validate = done or step % steps_per_epoch == 0 or due(next_valid, tokens=tokens, seconds=seconds)
+        regular = step % steps_per_epoch == 0 or due(next_valid, tokens=tokens, seconds=seconds)
+        validate = done or regular
         if step % config["log_every"] == 0 or validate:
-            spent_on_output = clock.drain()
-            output_seconds += spent_on_output
-            since_log["output_seconds"] += spent_on_output
+            drain()
             mean_loss = loss_sum.item() / since_log["steps"]
             if not math.isfinite(mean_loss):
                 bar.close()
@@ -222,8 +239,9 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
         if validate:
             peak = memory()  # of training: the measurement begins anew after the evaluation
             valid = evaluation(corpus.valid, config["evaluate"]["tokens"], full=False)
-            # An infinite loss could not be seen to improve.
-            schedule.observe(valid["nll"] if output.full_support else math.log(valid["epsilon_perplexity"]))
+            if regular:  # where a budget ends is no matter of the schedule: a larger one may continue the run
+                # An infinite loss could not be seen to improve.
+                schedule.observe(valid["nll"] if output.full_support else math.log(valid["epsilon_perplexity"]))
             next_valid = {key: after(config["evaluate"][f"every_{key}"], value) for key, value in
                           {"tokens": tokens, "seconds": seconds}.items()}  # fmt: skip
             reset_peak(device)
@@ -300,6 +318,10 @@ def check(config: dict[str, Any]) -> None:
     for name, value in positive.items():
         if value is not None and not (isinstance(value, int | float) and value > 0):
             raise ValueError(f"{name}={value}: must be a positive number")
+    counts = {name for name in positive if not name.startswith("budget.") and not name.endswith("_seconds")}
+    for name in counts - {"optim.clip", "optim.learning_rate"}:
+        if isinstance(positive[name], float):
+            raise ValueError(f"{name}={positive[name]}: must be a whole number; write {round(positive[name])}")
 
 
 def find_device(name: str) -> torch.device:
@@ -328,6 +350,24 @@ def spent(budget: dict[str, Any], *, tokens: float, epochs: float, seconds: floa
     """Return the share of the budget that is used up; 1 or more ends the run."""
     used = {"tokens": tokens, "epochs": epochs, "seconds": seconds}
     return max(used[key] / limit for key, limit in budget.items() if limit is not None)
+
+
+def overspent(budget: dict[str, Any], *, steps: int, tokens: float, epochs: float, **_: Any) -> bool:
+    """Return whether a run has read more than a budget allows, so that its last step began beyond it.
+
+    Seconds do not count: no two runs take the same.
+    """
+    before = 1 - 1 / max(steps, 1)
+    limits = {key: limit for key, limit in budget.items() if key != "seconds" and limit is not None}
+    return bool(limits) and spent(limits, tokens=tokens * before, epochs=epochs * before, seconds=0) >= 1
+
+
+def beyond(folder: RunFolder, *, tokens: float, epochs: float, **_: Any) -> ValueError:
+    """Return the error for a run that has been trained for longer than is asked now."""
+    return ValueError(
+        f"{folder.path} has been trained on {tokens:,} tokens, {epochs:.3g} epochs, beyond this budget; ask for more, "
+        "or set run.root or run.dir to another folder"
+    )
 
 
 def perplexity(figures: dict[str, Any]) -> str:

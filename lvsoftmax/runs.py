@@ -23,6 +23,11 @@ import numpy as np
 import torch
 import yaml
 
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None
+
 from lvsoftmax import strict_json
 from lvsoftmax.data.corpus import Corpus
 from lvsoftmax.data.statistics import STATISTICS
@@ -85,6 +90,10 @@ def identity(config: Mapping[str, Any], corpus_digest: str, *, follows_budget: b
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
+LOCK = "lock"
+"""File of a run's folder that the process which trains it holds."""
+
+
 class RunFolder:
     """Reads and writes one run's folder; every file but ``metrics.jsonl`` appears whole or not at all.
 
@@ -99,7 +108,7 @@ class RunFolder:
     def __init__(self, path: Path, identity: str) -> None:
         self.path = path
         self.identity = identity
-        if path.exists() and any(path.iterdir()):
+        if any(file.is_file() and file.suffix != ".part" and file.name != LOCK for file in path.rglob("*")):
             try:
                 found = _identity_in(path)
             except (OSError, ValueError, KeyError) as error:
@@ -129,11 +138,19 @@ class RunFolder:
         device: torch.device,
         backend: str = "eager",
     ) -> None:
-        """Write what is known before the first step, and clear what a killed process left half-written."""
+        """Write what is known before the first step, and clear what a killed process left half-written.
+
+        A result that is there is that of a smaller budget, and goes.
+
+        Raises:
+            ValueError: another process trains this run.
+        """
+        environment = describe_environment(device) | {"backend": backend, "identity": self.identity}
         (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        self._lock()
         for leftover in self.path.rglob("*.part"):
             leftover.unlink()
-        environment = describe_environment(device) | {"backend": backend, "identity": self.identity}
+        (self.path / "result.json").unlink(missing_ok=True)
         self._write("environment.json", json.dumps(environment, indent=1).encode())
         self._write("config.yaml", yaml.safe_dump(dict(config), sort_keys=False).encode())
         rows = zip(vocabulary.words, vocabulary.counts.tolist(), strict=True)
@@ -151,8 +168,9 @@ class RunFolder:
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the checkpoint; it remembers how long ``metrics.jsonl`` was."""
-        metrics = self.path / "metrics.jsonl"
-        state = state | {"metrics_bytes": metrics.stat().st_size if metrics.exists() else 0}
+        with (self.path / "metrics.jsonl").open("ab") as metrics:  # on the disk before the checkpoint that counts on it
+            os.fsync(metrics.fileno())
+            state = state | {"metrics_bytes": metrics.tell()}
         part = self.path / "checkpoints" / "last.pt.part"
         with part.open("wb") as file:
             torch.save(state, file)
@@ -168,12 +186,23 @@ class RunFolder:
             return None
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         if metrics.exists():
-            os.truncate(metrics, state["metrics_bytes"])
+            os.truncate(metrics, min(state["metrics_bytes"], metrics.stat().st_size))
         return state
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write ``result.json``: the run is done."""
         self._write("result.json", strict_json.dumps(result, indent=1).encode())
+
+    def _lock(self) -> None:
+        """Hold the folder until this process ends: two that write into it would spoil the run."""
+        if fcntl is None:
+            return
+        held = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(held)
+            raise ValueError(f"{self.path} is being trained by another process; end that one or wait for it") from error
 
     def _write(self, name: str, content: bytes | memoryview) -> None:
         part = self.path / f"{name}.part"
@@ -251,14 +280,16 @@ def output_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the configuration of the output layer, with the run's ``backend`` unless that is ``auto``.
 
     Raises:
-        ValueError: the run asks for a backend and the layer has no choice of them.
+        ValueError: the run asks for a backend, not the reference that every layer has, and the layer has no choice.
     """
     output, backend = dict(config["output"]), config["backend"]
     if backend == "auto":
         return output
-    if "backend" not in output:
-        raise ValueError(f"backend={backend}: {output['_target_']} has no choice of backends; leave backend=auto")
-    return output | {"backend": backend}
+    if "backend" in output:
+        return output | {"backend": backend}
+    if backend == "eager":
+        return output
+    raise ValueError(f"backend={backend}: {output['_target_']} has no choice of backends; leave backend=auto")
 
 
 def stream(seed: int, name: str) -> int:
@@ -333,8 +364,11 @@ def version(package: str) -> str | None:
 
 
 def _git(*words: str) -> str | None:
-    root = Path(__file__).parent
-    answer = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=False)
+    """Return what git says about the code; None where there is no git, or no repository."""
+    try:
+        answer = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
     return answer.stdout.strip() if answer.returncode == 0 else None
 
 

@@ -89,6 +89,8 @@ def test_a_grid_that_was_cut_short_goes_on_cell_by_cell(monkeypatch, capsys, tmp
         (["study.peers=[Liger]"], "study.peers=Liger: no such peer; did you mean Liger-Kernel?"),
         (["study.layers=[]", "study.peers=[]"], "study quick is empty"),
         (["optim=adagrat"], "optim=adagrat: no such choice; did you mean adagrad?"),
+        (["study=goals", "study.threads=2"], "study.threads=2: must be a list; write study.threads=[2]"),
+        (["study=profile", "study.threads=[1,2]"], "study.threads=[1, 2]: must be one number of threads"),
         (["rounds=0"], "rounds=0: must be a positive number"),
         (["device=tpu"], "device=tpu is not there"),
     ],

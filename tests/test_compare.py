@@ -75,7 +75,7 @@ def test_a_study_trains_every_layer_and_seed_once_and_reports(words, trained, mo
     expected = [("full_softmax", 1), ("sampled_softmax", 1), ("full_softmax", 2), ("sampled_softmax", 2)]
     assert status == 0, err
     assert trained.jobs == expected
-    page = tmp_path / "outputs" / "compare" / "smoke" / "report.html"
+    page = tmp_path / "outputs" / "compare" / "smoke-text" / "report.html"
     assert out.rstrip().endswith(str(page)) and page.exists()
     assert (page.parent / "results.csv").exists() and (page.parent / "figures" / "curves-seconds.svg").exists()
     assert "[4/4] sampled_softmax, seed 2: test perplexity" in out, out
@@ -290,7 +290,8 @@ def test_runs_that_are_finished_elsewhere_are_taken_from_there(words, trained, m
     line.append(f"study.finished=[{tmp_path}/nowhere,{tmp_path}/shipped]")
     status, out, _ = program(monkeypatch, capsys, *line)
     source = next((tmp_path / "shipped" / "text").glob("full*"))
-    assert status == 0 and f"full_softmax, seed 1: taken from {source}: test perplexity" in out
+    machine = read(source).machine
+    assert machine and status == 0 and f"full_softmax, seed 1: taken from {source} ({machine}): test perplexity" in out
     assert trained.jobs == [("full_softmax", 1), ("sampled_softmax", 1), ("sampled_softmax", 1)]
     copied = tmp_path / "outputs" / "text" / source.name
     assert sorted(file.name for file in copied.iterdir()) == sorted(study.KEPT)
@@ -303,6 +304,14 @@ def test_runs_that_are_finished_elsewhere_are_taken_from_there(words, trained, m
     (source / "environment.json").write_text(json.dumps(environment | {"identity": other}))
     status, out, _ = program(monkeypatch, capsys, *line, f"run.root={tmp_path}/again")
     assert status == 0 and "taken from" not in out and len(trained.jobs) == 5
+
+
+def test_a_trial_that_would_be_the_beginning_of_a_run_is_refused(words, trained, monkeypatch, capsys):
+    line = ["study=smoke", "study.layers=[full_softmax]", *words, "schedule=constant", "evaluate.final_tokens=null"]
+    line += ["evaluate.tokens=null", "study.search={rates:[0.5,1],budget:0.5,seed:1}"]
+    status, _, err = program(monkeypatch, capsys, *line)
+    assert status == 2 and "a trial and a run would share a folder" in err and not trained.jobs
+    assert program(monkeypatch, capsys, *line, "evaluate.tokens=50")[0] == 0
 
 
 def test_the_number_of_threads_is_that_of_the_study(words, trained, monkeypatch, capsys):

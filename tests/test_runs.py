@@ -1,8 +1,18 @@
-"""What a run keeps of the machine it ran on."""
+"""What a run keeps of the machine it ran on, and a folder that something went wrong with."""
 
 import platform
+import subprocess
+import sys
 
-from lvsoftmax.runs import processor_name
+import numpy as np
+import pytest
+import torch
+
+from lvsoftmax.data.vocabulary import Vocabulary
+from lvsoftmax.runs import RunFolder, describe_environment, processor_name
+
+CPU = torch.device("cpu")
+WORDS = Vocabulary(["<eos>", "a"], np.array([2, 1]))
 
 TWO = """processor\t: 0
 cpu family\t: 25
@@ -21,3 +31,48 @@ def test_processors_of_one_name_are_told_apart_by_family_and_model():
     assert processor_name(TWO.replace(": 25", ": 26").replace(": 17", ": 2")) == "AMD EPYC, family 26, model 2"
     assert processor_name("model name\t: Neoverse: N1\n") == "Neoverse: N1"
     assert processor_name("Features\t: fp asimd\n") == platform.processor()
+
+
+def test_without_git_there_is_no_revision(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    environment = describe_environment(CPU)
+    assert environment["revision"] is None and environment["dirty"] is False
+
+
+def test_a_folder_in_which_nothing_was_written_yet_is_no_obstacle(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "environment.json.part").write_text("{")
+    (tmp_path / "lock").touch()
+    RunFolder(tmp_path, "a").start({}, WORDS, {}, CPU)
+    assert not list(tmp_path.glob("*.part"))
+    with pytest.raises(ValueError, match="holds a run of another configuration"):
+        RunFolder(tmp_path, "b")
+
+
+def test_two_processes_do_not_write_into_one_folder(tmp_path):
+    pytest.importorskip("fcntl", reason="this system has no locks of this kind")
+    program = (
+        "import sys, fcntl\n"
+        "held = open(sys.argv[1], 'w'); fcntl.lockf(held, fcntl.LOCK_EX)\n"
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        folder = RunFolder(tmp_path, "a")
+        with pytest.raises(ValueError, match="is being trained by another process"):
+            folder.start({}, WORDS, {}, CPU)
+        assert not (tmp_path / "config.yaml").exists()
+    folder.start({}, WORDS, {}, CPU)
+    assert (tmp_path / "config.yaml").exists()
+
+
+def test_metrics_that_lost_their_end_are_not_filled_up(tmp_path):
+    folder = RunFolder(tmp_path, "a")
+    folder.start({}, WORDS, {}, CPU)
+    folder.log(step=1)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    folder.log(step=2)
+    folder.save({"step": 2})
+    (tmp_path / "metrics.jsonl").write_bytes(before)
+    assert folder.restore()["step"] == 2 and (tmp_path / "metrics.jsonl").read_bytes() == before

@@ -20,12 +20,14 @@ from wandb.proto import wandb_internal_pb2
 from experiments import train as runs_of_train
 from experiments.cli import compose_config, guarded
 from experiments.evaluate import evaluate_run
-from experiments.reading import read
+from experiments.reading import RunError, read
+from experiments.tracking import Tracker
 from experiments.train import main, spent, train
 from lvsoftmax import runs, strict_json
 from lvsoftmax.data.batches import ContiguousBatches
 from lvsoftmax.data.statistics import bigrams, word_vectors
 from lvsoftmax.evaluate import evaluate, temperature_of
+from lvsoftmax.layers.full_softmax import FullSoftmax
 from lvsoftmax.layers.hierarchical_softmax import HierarchicalSoftmax
 from lvsoftmax.ops.linear_cross_entropy.cost_model import CostModel
 
@@ -177,8 +179,10 @@ def test_a_backend_is_passed_on_logged_and_no_part_of_what_a_run_is(overrides, t
     assert train(config(overrides, *whole, "output=full_softmax", "output.backend=eager")) is not None  # the same run
     built = runs.output_config(config(overrides, "output=full_softmax", "backend=eager"))
     assert built["backend"] == "eager"
-    with pytest.raises(ValueError, match="DifferentiatedSoftmax has no choice of backends; leave backend=auto"):
-        runs.output_config({"output": {"_target_": "x.DifferentiatedSoftmax"}, "backend": "eager"})
+    with pytest.raises(ValueError, match="SampledSoftmax has no choice of backends; leave backend=auto"):
+        runs.output_config(config(overrides, "output=sampled_softmax", "backend=cpp"))
+    plain = config(overrides, "output=sampled_softmax", "backend=eager")
+    assert runs.output_config(plain) == plain["output"]  # plain PyTorch is what it has
     # a machine that lacks the backend of a run loads it all the same
     stored = runs.load_config(folder) | {"backend": "elsewhere"}
     monkeypatch.setattr(runs, "load_config", lambda folder: stored)
@@ -203,6 +207,10 @@ def test_evaluating_a_run_on_its_test_text_however_given(overrides, text, tmp_pa
     assert figures["file"]["nll"] == result["test"]["nll"]
     assert figures["corpus"]["nll"] == figures["file, longer"]["nll"]
     assert figures["corpus"]["tokens"] == result["test"]["tokens"] + 50 * 7
+    # A line ends where it ends in a text that is trained on.
+    shuffled.write_text((text / "test.txt").read_text().replace("w9 ", "w9\x0c\u2028 ") + "\n")
+    again = evaluate_run(compose_config("evaluate", [f"run={tmp_path}/run", "device=cpu", f"text={shuffled}"]))
+    assert again["tokens"] == result["test"]["tokens"] + 1
 
 
 def test_a_finished_run_is_not_repeated_and_a_larger_budget_continues_it(overrides, capsys):
@@ -216,6 +224,100 @@ def test_a_finished_run_is_not_repeated_and_a_larger_budget_continues_it(overrid
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
     train(config(overrides, "budget.epochs=2", f"run.dir={folder.parent}/at_once"))
     assert metrics(folder) == metrics(folder.parent / "at_once")
+
+
+def test_a_run_that_has_read_more_than_the_budget_is_none_of_that_budget(overrides, tmp_path):
+    folder = tmp_path / "run"
+    assert train(config(overrides, f"run.dir={folder}"))
+    with pytest.raises(ValueError, match=r"2 epochs, beyond this budget; ask for more, or set run.root"):
+        train(config(overrides, "budget.epochs=1", f"run.dir={folder}"))
+    assert (folder / "result.json").exists()
+    (folder / "result.json").unlink()  # as if it had been killed there
+    with pytest.raises(ValueError, match="beyond this budget"):
+        train(config(overrides, "budget.epochs=1", f"run.dir={folder}"))
+    assert train(config(overrides, f"run.dir={folder}"))["train"]["epochs"] == 2
+
+
+@pytest.fixture
+def power_cut(monkeypatch):
+    """Call it with a number of steps, after which the training ends without warning, once."""
+
+    def after(steps):
+        clip, taken = runs_of_train.clip_gradient_norm, []
+
+        def failing(*arguments):
+            taken.append(1)
+            if len(taken) == steps:
+                monkeypatch.setattr(runs_of_train, "clip_gradient_norm", clip)
+                raise OSError("the power went out")
+            return clip(*arguments)
+
+        monkeypatch.setattr(runs_of_train, "clip_gradient_norm", failing)
+
+    return after
+
+
+def test_while_a_larger_budget_is_used_up_the_run_is_not_finished(overrides, tmp_path, power_cut):
+    words = [*overrides, f"run.dir={tmp_path}/run"]
+    assert train(config(words, "budget.epochs=1"))
+    power_cut(3)
+    with pytest.raises(OSError, match="power"):
+        train(config(words))
+    with pytest.raises(RunError, match="not finished"):
+        read(tmp_path / "run")
+    assert train(config(words)) and read(tmp_path / "run").result["train"]["epochs"] == 2
+
+
+def test_time_in_the_output_layer_is_not_lost_with_the_process(overrides, tmp_path, power_cut, monkeypatch):
+    class Seconds:
+        """Each step spends one in the output layer."""
+
+        def __init__(self, device):
+            self.spent = 0
+
+        def mark(self):
+            return 0.0
+
+        def add(self, start):
+            self.spent += 1
+
+        def drain(self):
+            spent, self.spent = self.spent, 0
+            return spent
+
+    monkeypatch.setattr(runs_of_train, "DeviceClock", Seconds)
+    words = [*overrides, f"run.dir={tmp_path}/run", "log_every=1000", "evaluate.every_tokens=null"]
+    power_cut(20)
+    with pytest.raises(OSError, match="power"):
+        train(config(words))
+    found = train(config(words))["train"]
+    assert found["output_share"] * found["seconds"] == pytest.approx(found["steps"])
+
+
+def test_every_target_is_announced_in_the_epoch_in_which_it_comes(overrides, tmp_path, monkeypatch):
+    announced, seen = [], []
+    monkeypatch.setattr(FullSoftmax, "observe", lambda self, target: announced.append(target))
+    loss = FullSoftmax.loss
+
+    def noting(self, hidden, target, *rest):
+        seen.append(target)
+        return loss(self, hidden, target, *rest)
+
+    monkeypatch.setattr(FullSoftmax, "loss", noting)
+    result = train(config(overrides, "batch.stretch=5", f"run.dir={tmp_path}/run"))
+    steps = result["train"]["steps"]
+    assert steps // 2 % 5, "no stretch is cut short"
+    assert torch.equal(torch.cat(announced), torch.cat(seen[:steps]))  # what comes after is the count of operations
+
+
+def test_where_a_budget_ends_is_nothing_that_a_schedule_sees(overrides, tmp_path):
+    """Each validation that it sees divides the rate here: one more would show."""
+    words = [*overrides, "schedule=plateau", "schedule.threshold=10.0", "budget.epochs=null"]
+    for tokens in (2100, 7000):
+        train(config(words, f"budget.tokens={tokens}", f"run.dir={tmp_path}/twice"))
+    train(config(words, "budget.tokens=7000", f"run.dir={tmp_path}/once"))
+    last = [metrics(tmp_path / name)[-2:] for name in ("once", "twice")]
+    assert last[0] == last[1] and last[0][0]["learning_rate"] < 0.1
 
 
 def test_a_schedule_that_follows_the_budget_makes_it_part_of_the_run(overrides):
@@ -441,6 +543,16 @@ def test_disabled_wandb_is_not_imported_and_a_failing_one_does_not_end_the_run(o
     assert (tmp_path / "broken" / "result.json").exists()
 
 
+@pytest.mark.parametrize(("mode", "own"), [("offline", True), ("online", False)])
+def test_online_the_user_s_own_settings_say_where(mode, own, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **_: None, Settings=SimpleNamespace))
+    for name in ("DIR", "CACHE_DIR", "CONFIG_DIR", "DATA_DIR"):
+        monkeypatch.setenv(f"WANDB_{name}", "mine")
+    Tracker(tmp_path, {"wandb": {"mode": mode, "project": "p", "group": None}}, "id")
+    assert (os.environ["WANDB_CONFIG_DIR"] == str(tmp_path)) == own
+    assert os.environ["WANDB_CACHE_DIR"] == str(tmp_path)
+
+
 def test_sweeps_do_not_collide(overrides, tmp_path):
     words = ["-m", *overrides, "output=full_softmax,sampled_softmax", "seed=1,2", "budget.epochs=0.2"]
     subprocess.run(command(words), env=ENVIRONMENT, check=True)
@@ -463,6 +575,8 @@ def test_sweeps_do_not_collide(overrides, tmp_path):
         (["batch.size=100000"], "does not fill one batch"),
         (["batch.length=0"], "batch.length=0: must be a positive number"),
         (["budget.epochs=null"], "set budget.epochs, budget.tokens or budget.seconds"),
+        (["evaluate.final_tokens=2e1"], "evaluate.final_tokens=20.0: must be a whole number; write 20"),
+        (["batch.size=4.0"], "batch.size=4.0: must be a whole number; write 4"),
         (["wandb.mode=on"], "wandb.mode=on: choose offline, online or disabled"),
         (["model.backbone.hidden_size=0"], "hidden_size=0"),
         (["data.train=/nowhere.txt"], "/nowhere.txt"),

@@ -96,7 +96,7 @@ class Step:
             piece = self.batches[position]
             ids, target = piece.input.to(self.device), piece.target.flatten().to(self.device)
             weight = torch.full(target.shape, 1 / tokens, device=self.device)
-        if self.number % batch["stretch"] == 0:
+        if position % batch["stretch"] == 0:
             with part("announcement"):
                 last = min(position + batch["stretch"], len(self.batches))
                 coming = [self.batches[i].target.flatten() for i in range(position, last)]

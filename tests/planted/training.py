@@ -1,4 +1,4 @@
-"""Faults in what trains and evaluates: optimisers, checks, calibration, evaluation."""
+"""Faults in what trains and evaluates: optimisers, checks, calibration, evaluation, runs."""
 
 from planted.fault import fault
 
@@ -70,5 +70,25 @@ FAULTS = [
         "evaluation: of equal words the rarer comes first",
         "test_evaluate.py",
         ("evaluate.py", "< target[rows, None]", "> target[rows, None]"),
+    ),
+    fault(
+        "runs: one that goes on keeps the result of its smaller budget",
+        "test_train.py -k while_a_larger",
+        ("runs.py", '(self.path / "result.json").unlink(missing_ok=True)', "pass"),
+    ),
+    fault(
+        "runs: two processes may write into one folder",
+        "test_runs.py",
+        ("runs.py", "        self._lock()\n", ""),
+    ),
+    fault(
+        "random streams: a checkpoint from before the first draw leaves them where they are",
+        "test_layers.py -k checkpoint_from",
+        ("layer.py", "self._generators.clear()", "pass"),
+    ),
+    fault(
+        "diagnostics: hidden vectors of an autocast that has ended",
+        "test_layers.py -k diagnosed",
+        ("layers/negative_sampling.py", "hidden = hidden.to(self.weight.dtype)", "pass"),
     ),
 ]
