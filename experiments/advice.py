@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from experiments.comparison import REFERENCE, Comparison
+from experiments.comparison import Comparison
 from experiments.reading import Run
 from experiments.scaling import Growth, Scaling
 
@@ -49,7 +49,6 @@ def advice(comparisons: Sequence[tuple[str, Comparison]], scaling: Scaling | Non
         scaling: step times over the vocabulary.
     """
     return {
-        "reference": REFERENCE,
         "scaling": scaling and {
             "tokens": scaling.tokens,
             "hidden": scaling.hidden,
@@ -81,6 +80,7 @@ def _quality(place: str, comparison: Comparison) -> dict[str, Any]:
             "label": row.label,
             "options": own_options(row.finished[0]),
             "exact": bool(is_exact(row.runs[0].layer)),
+            "reference": row is comparison.reference,
             "above": gap.mean if gap and math.isfinite(gap.mean) else None,
             "verdict": row.verdict,
             "speedUp": speed_up.mean if speed_up else None,
@@ -115,4 +115,4 @@ def _written(value: Any) -> str:
 
 def script(values: Any) -> str:
     """Return values as JSON that cannot end the script element around it."""
-    return json.dumps(values, allow_nan=False, separators=(",", ":")).replace("</", "<\\/")
+    return json.dumps(values, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")

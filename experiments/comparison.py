@@ -359,8 +359,7 @@ def _compare(setting: Setting, runs: Sequence[Run], named: Mapping[str, str], lo
     table = columns(stop, smoothed=any(run.lacks_words for run in runs))
     full = variants.get(reference, [])
     differences = judged({
-        label: Difference.paired(_losses(variant), _losses(full, smoothed=any(run.lacks_words for run in variant)))
-        for label, variant in variants.items() if label != reference
+        label: _difference(variant, full) for label, variant in variants.items() if label != reference
     })  # fmt: skip
     rows = []
     for label, variant in variants.items():
@@ -375,8 +374,14 @@ def _compare(setting: Setting, runs: Sequence[Run], named: Mapping[str, str], lo
     return Comparison(setting, rows, finished, table, stop)
 
 
-def _losses(runs: Sequence[Run], *, smoothed: bool = False) -> dict[int, float]:
-    """Return the test loss by seed, in nats per token; smoothed where words have no probability, or as asked."""
+def _difference(variant: Sequence[Run], full: Sequence[Run]) -> Difference | None:
+    """Compare losses of one kind: smoothed on both sides and in all seeds where words have no probability in one."""
+    smoothed = any(run.lacks_words for run in variant)
+    return Difference.paired(_losses(variant, smoothed=smoothed), _losses(full, smoothed=smoothed))
+
+
+def _losses(runs: Sequence[Run], *, smoothed: bool) -> dict[int, float]:
+    """Return the test loss by seed, in nats per token."""
     found = {}
     for run in runs:
         if run.result:

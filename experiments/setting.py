@@ -60,8 +60,8 @@ class Setting:
 
 
 def layer_identity(run: Run) -> str:
-    """Return what tells an output layer from another: its name and all its options."""
-    return json.dumps(options(run), sort_keys=True)
+    """Return what tells an output layer from another: its name and all options that are set."""
+    return json.dumps({name: value for name, value in options(run).items() if value is not None}, sort_keys=True)
 
 
 def options(run: Run) -> dict[str, Any]:

@@ -307,6 +307,16 @@ def test_a_layer_that_gives_words_no_probability_is_compared_by_its_smoothed_per
     assert float(rows[1]["test_coverage"]) == 0.999
 
 
+def test_losses_of_one_kind_are_compared_though_words_lack_probability_in_some_seeds_only(tmp_path):
+    folders = [make_run(tmp_path, "full_softmax", seed=seed, perplexity=150.0) for seed in (1, 2, 3)]
+    folders += [
+        make_run(tmp_path, "sparsemax_output", seed=seed, perplexity=150.0, coverage=coverage)
+        for seed, coverage in ((1, 0.99), (2, 0.99), (3, 1.0))
+    ]
+    gap = comparison_of(folders).rows[-1].cells["difference"]
+    assert (gap.mean, gap.low, gap.high) == pytest.approx((0, 0, 0), abs=1e-12)
+
+
 def test_without_such_a_layer_the_table_has_no_such_columns(tmp_path):
     comparison = comparison_of([make_run(tmp_path, "full_softmax"), make_run(tmp_path, "sampled_softmax")])
     assert not {"smoothed", "coverage"} & set(comparison.columns)

@@ -77,6 +77,13 @@ def test_headings_sort_by_number_in_both_directions_and_say_so(page):
     assert page.locator("article:not(.away) th[aria-sort]").count() == 1
 
 
+def test_a_place_that_is_none_leaves_the_page_whole(page, address):
+    page.goto(address + "#50%")
+    page.reload()
+    page.get_by_role("button", name="Test perplexity").first.click()
+    assert column(page, "Test perplexity")
+
+
 def test_filters_combine_and_count(page):
     form = page.locator("article:not(.away) .filter")
     form.locator("[name=exact]").check()

@@ -132,6 +132,7 @@ def test_evidence_is_what_the_tables_say(seeds, tmp_path):
     rows = {row["name"]: row for row in ptb["rows"]}
     assert rows["sampled_softmax"]["above"] == pytest.approx(math.expm1(0.01), abs=0.002)
     assert rows["full_softmax"]["above"] == 0 and not rows["sampled_softmax"]["exact"]
+    assert [name for name, row in rows.items() if row["reference"]] == ["full_softmax"]
     assert evidence["settings"][2]["inTime"]
     curve = next(one for one in evidence["scaling"]["layers"] if one["name"] == "hierarchical_softmax")
     assert curve["points"][1][:2] == [10_000, 0.05] and curve["exact"]

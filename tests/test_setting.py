@@ -71,3 +71,17 @@ def test_runs_from_before_a_layer_had_backends_are_of_the_same_layer(tmp_path):
     assert {row.label: [run.seed for run in row.runs] for row in rows} == {
         "Full softmax (backend=auto)": [1, 2], "Full softmax (backend=eager)": [2]
     }  # fmt: skip
+
+
+def test_an_option_that_is_younger_than_a_run_makes_no_other_layer_of_it_where_it_is_not_set(tmp_path):
+    folders = [
+        make_run(tmp_path, "full_softmax", seed=1),
+        make_run(tmp_path, "full_softmax", seed=2, output={"softcap": None}),
+    ]
+    folders += [
+        make_run(tmp_path, "full_softmax", seed=seed, output={"softcap": 30.0}, digits="cafe") for seed in (1, 2)
+    ]
+    (comparison,) = survey(folders, "").comparisons
+    assert sorted((row.label, len(row.runs)) for row in comparison.rows) == [
+        ("Full softmax", 2), ("Full softmax (softcap=30.0)", 2)
+    ]  # fmt: skip

@@ -65,7 +65,7 @@
     }
     const setting = nearest(asked.vocab);
     const rows = candidates(setting, asked);
-    const full = rows.find((row) => row.name === evidence.reference);
+    const full = rows.find((row) => row.reference);
     const speed = (row) => row.seconds && full.seconds ? full.seconds / row.seconds : row === full ? 1 : row.speedUp;
     const allowed = (row) => (row === full || (row.above !== null && row.above <= asked.tolerance)) && (!asked.exact || row.exact);
     const fitting = rows.filter((row) => allowed(row) && speed(row));

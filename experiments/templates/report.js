@@ -75,8 +75,16 @@
     for (const setting of settings) setting.classList.toggle("away", setting.id !== slug);
     for (const choice of choices) choice.checked = choice.value === slug;
   };
+  const place = () => {
+    const written = location.hash.slice(1);
+    try {
+      return decodeURIComponent(written);
+    } catch {
+      return written;  // a % that is none of an encoding
+    }
+  };
   const follow = () => {
-    const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    const target = document.getElementById(place());
     if (!target) return;
     const setting = target.closest(".setting");
     if (setting && choices.length) choose(setting.id);
