@@ -175,6 +175,31 @@ def test_advice_follows_the_tables(page):
     assert fits["Sampled softmax"] == "no" and fits["Hierarchical softmax"] == "yes"
 
 
+def test_advice_where_the_nearest_vocabulary_saw_no_layer_that_could_fit(browser, tmp_path):
+    limits = {"epochs": None, "tokens": None, "seconds": 1200}
+    runs = [("full_softmax", 150.0), ("sampled_softmax", 100.0), ("adaptive_softmax", 120.0)]
+    folders = [
+        make_run(tmp_path, layer, seed=seed, **text, perplexity=perplexity + seed, budget=limits)
+        for text, layers in (
+            ({"corpus": "enwiki2014", "vocabulary": 140_000}, runs[:2]),
+            ({"corpus": "ptb", "vocabulary": 10_000}, runs),
+        )
+        for layer, perplexity in layers
+        for seed in (1, 2, 3)
+    ]  # fmt: skip
+    written = report.Report.of(folders, "Two texts", (), [], tmp_path / "nothing")
+    (tmp_path / "report.html").write_text(report.html(written))
+    page = browser.new_page()
+    page.goto((tmp_path / "report.html").as_uri())
+    short, long = ask(page, 1_000_000, 256)
+    assert short.startswith("Sampled softmax:") and "differs by a factor of 7.14" in long and "is nearer" not in long
+    short, long = ask(page, 1_000_000, 256, exact=True)
+    assert short.startswith("Adaptive softmax:")
+    assert "V 140,000, is nearer to yours, but no layer trained on its likelihood" in long
+    assert "differs by a factor of 100," in long
+    page.close()
+
+
 def test_advice_between_measured_sizes_and_beyond_them(page):
     # Full softmax is linear in V: at 31,623 words 3.16 s for the measured step, at 10 million 1,000 s.
     form = page.locator("form.advice")

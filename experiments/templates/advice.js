@@ -32,11 +32,15 @@
 
   const same = (a, b) => JSON.stringify(Object.entries(a).sort()) === JSON.stringify(Object.entries(b).sort());
 
-  // The nearest vocabulary on a logarithmic scale; verdicts are worth a factor of two.
-  const nearest = (vocab) => {
+  // The nearest vocabulary, on a logarithmic scale, at which a layer was compared that may fit, and a nearer one at which
+  // none was, or null; verdicts are worth a factor of two.
+  const nearest = ({ vocab, exact }) => {
     const distance = ({ vocab: other, rows }) =>
       Math.abs(Math.log(vocab / other)) + (rows.some((row) => row.verdict) ? 0 : Math.log(2));
-    return [...evidence.settings].sort((a, b) => distance(a) - distance(b))[0];
+    const settings = [...evidence.settings].sort((a, b) => distance(a) - distance(b));
+    const answers = ({ rows }) => rows.some((row) => !row.reference && (row.exact || !exact));
+    const setting = settings.find(answers) ?? settings[0];
+    return [setting, setting === settings[0] ? null : settings[0]];
   };
 
   const candidates = (setting, { vocab, hidden, tokens }) => {
@@ -63,7 +67,7 @@
     if (!evidence.settings.length) {
       return place.replaceChildren(element("p", "There is no evidence: no two layers with a full softmax among them have been compared."));
     }
-    const setting = nearest(asked.vocab);
+    const [setting, nearer] = nearest(asked);
     const rows = candidates(setting, asked);
     const full = rows.find((row) => row.reference);
     const speed = (row) => row.seconds && full.seconds ? full.seconds / row.seconds : row === full ? 1 : row.speedUp;
@@ -90,7 +94,12 @@
     const said = [element("p", [element("strong", best.label), ": ", ...because], { class: "answer", id: "recommended" })];
     const notes = [["Perplexity is taken from ", evidenceLink, `, V ${number(setting.vocab)}, ${setting.seeds} seed${setting.seeds > 1 ? "s" : ""}.`]];
     const factor = Math.max(asked.vocab / setting.vocab, setting.vocab / asked.vocab);
-    if (factor > 2) notes.push(`No vocabulary nearer to yours has been compared: it differs by a factor of ${figures(factor)}, and what a layer costs in perplexity changes with V.`);
+    const differs = `it differs by a factor of ${figures(factor)}, and what a layer costs in perplexity changes with V.`;
+    if (nearer) {
+      notes.push([element("a", nearer.title, { href: nearer.place }), `, V ${number(nearer.vocab)}, is nearer to yours, but no layer trained on its likelihood was compared with the full softmax there. As for V ${number(setting.vocab)}, ${differs}`]);
+    } else if (factor > 2) {
+      notes.push(`No vocabulary nearer to yours has been compared: ${differs}`);
+    }
     if (!rows.some((row) => row.verdict)) notes.push("Too few seeds for verdicts: the perplexities are means, and small differences mean nothing.");
     if (evidence.scaling) {
       const sizes = evidence.scaling.layers.flatMap((layer) => layer.points.map((point) => point[0]));
