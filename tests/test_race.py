@@ -98,16 +98,17 @@ def test_ratios_are_taken_round_by_round():
 
 
 def test_memory_is_that_of_the_step_alone():
-    cell = dataclasses.replace(CELL, tokens=128, vocab=32_768)
+    cell = dataclasses.replace(CELL, tokens=32, vocab=131_072)
     (eager,) = peers(["PyTorch, eager"])
     found = race.memory(eager, cell, ["train", "step", "no such mode"])
-    logits, table = 128 * 32_768 * 4, 32_768 * 17 * 4
+    logits, table = 32 * 131_072 * 4, 131_072 * 17 * 4
+    noise = 2**21  # of a process' resident set, which loads code as it goes on: a quarter of the table
     assert list(found) == ["train", "step"]
     train = found["train"]
-    assert train.gradients == table + 128 * 16 * 4
+    assert train.gradients == table + 32 * 16 * 4
     assert 2 * logits < train.peak < 4.5 * logits + 2 * table  # logits, their logarithm's softmax, gradients of both
-    assert abs(train.resident - table) < 2**20
-    assert abs(found["step"].kept - table) < 2**20  # the optimiser's state
+    assert abs(train.resident - table) < noise
+    assert abs(found["step"].kept - table) < noise  # the optimiser's state
 
 
 def test_what_does_not_fit_or_fails_is_told(monkeypatch):
