@@ -25,7 +25,17 @@ from lvsoftmax.data.batches import Batch, ContiguousBatches
 from lvsoftmax.evaluate import evaluate, temperature_of
 from lvsoftmax.layer import OutputLayer
 from lvsoftmax.optim import clip_gradient_norm
-from lvsoftmax.runs import RunFolder, build, build_model, folder_for, given, identity, stream, with_output
+from lvsoftmax.runs import (
+    RunFolder,
+    build,
+    build_model,
+    build_optimiser,
+    folder_for,
+    given,
+    identity,
+    stream,
+    with_output,
+)
 
 WARM_UP = 10
 """Steps after which memory is measured: first steps allocate what later ones reuse."""
@@ -58,12 +68,8 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
     config = with_output(config, output.resolved())
     backend = output.chosen_backend(device)
     optim = config["optim"]
-    rate = optim["learning_rate"]
-    output_rate = rate if optim["output_learning_rate"] is None else optim["output_learning_rate"]
-    rest = [parameter for name, parameter in model.named_parameters() if not name.startswith("output.")]
-    parameters = [*rest, *output.parameters()]
-    groups = [{"params": rest, "lr": rate}, {"params": list(output.parameters()), "lr": output_rate}]
-    optimiser = build(optim["method"], [group for group in groups if group["params"]], lr=rate)
+    optimiser = build_optimiser(optim, model)
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     base_rates = [group["lr"] for group in optimiser.param_groups]
 
     batch, start_id = config["batch"], corpus.vocabulary.eos

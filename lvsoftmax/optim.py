@@ -214,7 +214,7 @@ class Adagrad(_RowSparseOptimizer):
             parameters,
             gradients,
             [state["sum"] for state in states],
-            [torch.zeros(()) for _ in states],  # steps serve a decay of the rate, which the schedules do here
+            [torch.zeros(())] * len(states),  # steps serve a decay of the rate, which the schedules do here
             fused=True if all(p.device.type == "cpu" for p in parameters) else None,  # no fused kernel on CUDA
             lr=group["lr"],
             weight_decay=group["weight_decay"],

@@ -276,6 +276,22 @@ def build_model(
         return LanguageModel(backbone, output, **model)
 
 
+def build_optimiser(optim: Mapping[str, Any], model: LanguageModel) -> torch.optim.Optimizer:
+    """Build the optimiser of a configuration: the output layer is a group of its own where it has a rate of its own.
+
+    Args:
+        optim: of the run.
+        model: whose parameters are trained.
+    """
+    rest = [parameter for name, parameter in model.named_parameters() if not name.startswith("output.")]
+    output = list(model.output.parameters())
+    rate, output_rate = optim["learning_rate"], optim["output_learning_rate"]
+    groups = [{"params": rest, "lr": rate}, {"params": output, "lr": output_rate}]
+    if output_rate is None:
+        groups = [{"params": [*rest, *output], "lr": rate}]
+    return build(optim["method"], [group for group in groups if group["params"]], lr=rate)
+
+
 def output_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the configuration of the output layer, with the run's ``backend`` unless that is ``auto``.
 

@@ -20,7 +20,7 @@ from experiments.train import autocast
 from lvsoftmax.data.batches import ContiguousBatches
 from lvsoftmax.models.language_model import detached
 from lvsoftmax.optim import clip_gradient_norm
-from lvsoftmax.runs import asked_of_text, build, build_model, stream
+from lvsoftmax.runs import asked_of_text, build, build_model, build_optimiser, stream
 
 PARTS = ("data", "announcement", "embedding", "backbone", "output", "clipping", "optimiser")
 """Of a step, in order; the announcement is ``observe`` and ``refresh``."""
@@ -69,14 +69,8 @@ class Step:
         corpus = build(config["data"])
         statistics = {name: corpus.statistic(name) for name in asked_of_text(config)}
         self.model = build_model(config, torch.from_numpy(corpus.vocabulary.counts), statistics).to(self.device)
-        optim = config["optim"]
-        rest = [parameter for name, parameter in self.model.named_parameters() if not name.startswith("output.")]
-        self.parameters = [*rest, *self.model.output.parameters()]
-        rate = optim["learning_rate"] if optim["output_learning_rate"] is None else optim["output_learning_rate"]
-        groups = [{"params": rest, "lr": optim["learning_rate"]},
-                  {"params": list(self.model.output.parameters()), "lr": rate}]  # fmt: skip
-        self.optimiser = build(optim["method"], [group for group in groups if group["params"]],
-                               lr=optim["learning_rate"])  # fmt: skip
+        self.optimiser = build_optimiser(config["optim"], self.model)
+        self.parameters = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
         batch = config["batch"]
         self.batches = ContiguousBatches(
             corpus.train, batch["size"], batch["length"], start=corpus.vocabulary.eos, complete=False

@@ -34,4 +34,4 @@ def is_differentiated(*inputs: Tensor | None) -> bool:
 
 def _is_one(upstream: Tensor) -> bool:
     """Return whether the gradients are right as they are, where it costs nothing to ask."""
-    return upstream.is_cpu and not torch.compiler.is_compiling() and bool(upstream == 1)
+    return upstream.is_cpu and not torch.compiler.is_compiling() and upstream.item() == 1

@@ -94,9 +94,19 @@ FAULTS = [
         "test_path_nll.py -k weighted",
         (
             "ops/path_nll/kernel.cpp",
-            "        prepare(thread, block);\n        for (int64_t i = block * BLOCK; to_hidden",
-            "        if (block) prepare(thread, block - 1);\n        for (int64_t i = block * BLOCK; to_hidden",
+            "        prepare(thread, block);",
+            "        if (block) prepare(thread, block - 1);",
         ),
+    ),
+    fault(
+        "trees in C++: gradients of hidden vectors added to what the memory held",
+        "test_path_nll.py",
+        ("ops/path_nll/kernel.cpp", "add(*p, p == first, to_hidden", "add(*p, false, to_hidden"),
+    ),
+    fault(
+        "trees in C++: every token of those that climb together has the first one's length of way",
+        "test_path_nll.py",
+        ("ops/path_nll/kernel.cpp", "length = climbed_length[i % CLIMB];", "length = climbed_length[0];"),
     ),
     fault(
         "trees in C++: the last tokens of many go down the tree with the others' probabilities",

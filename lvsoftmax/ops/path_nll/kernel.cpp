@@ -21,8 +21,9 @@
 
 namespace {
 
-constexpr int64_t BLOCK = 32;
+constexpr int64_t BLOCK = 24;
 constexpr int64_t LANES = 128;  // tokens that go down the tree together
+constexpr int64_t CLIMB = 16;   // tokens that go up it together: each step waits for memory, and they wait at once
 constexpr int64_t AHEAD = 4;  // pieces: a node's row is anywhere in memory, and asked for that long before it is read
 
 struct Piece {
@@ -132,13 +133,20 @@ void dots(const T* __restrict row, const T* const* vector, int64_t count, int64_
   }
 }
 
-// vector[i] += g[i] row.
+// vector[i] = (fresh ? 0 : vector[i]) + g[i] row.
 template <int COUNT, typename T>
-void spread(const T* g, const T* row, int64_t width, T* const* vector) {
+void spread(const T* g, const T* row, int64_t width, bool fresh, T* const* vector) {
+  const auto add = [&](auto before) {
 #pragma omp simd
-  for (int64_t k = 0; k < width; k++) {
+    for (int64_t k = 0; k < width; k++) {
 #pragma GCC unroll 4
-    for (int i = 0; i < COUNT; i++) vector[i][k] += g[i] * row[k];
+      for (int i = 0; i < COUNT; i++) vector[i][k] = before(vector[i][k]) + g[i] * row[k];
+    }
+  };
+  if (fresh) {
+    add([](T) { return T(0); });
+  } else {
+    add([](T x) { return x; });
   }
 }
 
@@ -215,7 +223,7 @@ template <typename T, typename Prepare>
 void backward(const Plan& plan, const T* hidden, const T* weight, const T* slope, const T* upstream, int64_t width,
               int64_t nodes, bool by_node, int64_t threads, char* shared, T* to_hidden, T* to_weight, T* to_bias,
               Prepare prepare) {
-  const auto add = [&](const Piece& p, bool to_tokens, bool to_node) {
+  const auto add = [&](const Piece& p, bool root, bool to_tokens, bool to_node) {
     const Met met = plan.met[p.met];
     const int64_t out = by_node ? met.node : met.row;
     int64_t token[BLOCK];
@@ -229,7 +237,7 @@ void backward(const Plan& plan, const T* hidden, const T* weight, const T* slope
       T* vector[BLOCK];
       for (int32_t i = 0; i < p.size; i++) vector[i] = to_hidden + token[i] * width;
       by_fours(p.size, [&](int64_t i, auto n) {
-        spread<n()>(g + i, weight + met.node * width, width, vector + i);
+        spread<n()>(g + i, weight + met.node * width, width, root, vector + i);
       });
     }
     if (to_node && to_weight) {
@@ -256,22 +264,21 @@ void backward(const Plan& plan, const T* hidden, const T* weight, const T* slope
     for (int64_t share = thread; share < threads; share += team) {
       for (int64_t block = all * share / threads; block < all * (share + 1) / threads; block++) {
         prepare(thread, block);
-        for (int64_t i = block * BLOCK; to_hidden && i < std::min((block + 1) * BLOCK, plan.tokens); i++) {
-          std::memset(to_hidden + plan.order[i] * width, 0, width * sizeof(T));
-        }
-        for (const Piece* p = plan.piece + plan.block_piece[block]; p < plan.piece + plan.block_piece[block + 1]; p++) {
+        // The first piece of a block is that of the root, which is on every path.
+        const Piece* first = plan.piece + plan.block_piece[block];
+        for (const Piece* p = first; p < plan.piece + plan.block_piece[block + 1]; p++) {
           if (p + AHEAD < end && p[AHEAD].opens) {
             const Met met = plan.met[p[AHEAD].met];
             if (to_hidden) ask_for(weight + met.node * width, width);
             if (to_weight) ask_for(to_weight + (by_node ? met.node : met.row) * width, width);
           }
-          add(*p, to_hidden, !shared[p->met]);
+          add(*p, p == first, to_hidden, !shared[p->met]);
         }
       }
     }
 #pragma omp barrier
     for (const Piece* p = plan.piece; threads > 1 && p < end; p++) {
-      if (shared[p->met] && p->met % team == thread) add(*p, false, true);
+      if (shared[p->met] && p->met % team == thread) add(*p, false, false, true);
     }
   }
 }
@@ -310,7 +317,7 @@ void log_prob(const int32_t* node_branch, const int32_t* word_branch, int64_t no
 }  // namespace
 
 // Sorts the tokens, finds the pieces and the nodes met. There is room for N L of both; counts becomes {U, P}.
-// work: [2 N + 5 L + 1].
+// work: [2 N + (CLIMB + 5) L + 1].
 extern "C" void plan(const int32_t* node_branch, const int32_t* word_branch, const int32_t* word_rank, int64_t depth,
                      const int64_t* target, int64_t tokens, int32_t* order, Piece* piece, Met* met,
                      int32_t* block_piece, int32_t* work, int64_t* counts) {
@@ -322,12 +329,28 @@ extern "C" void plan(const int32_t* node_branch, const int32_t* word_branch, con
   std::sort(sorted, sorted + tokens, [](const Ranked& a, const Ranked& b) {
     return a.rank < b.rank || (a.rank == b.rank && a.token < b.token);
   });
-  int32_t *path = work + 2 * tokens, *before = path + depth;  // from the root to the leaf of this token, and of the last
+  int32_t* climbed = work + 2 * tokens;                         // the ways up from the leaves of CLIMB tokens ...
+  int32_t climbed_length[CLIMB];                                // ... and how long they are
+  int32_t *path = climbed + CLIMB * depth, *before = path + depth;  // from the root to this token, and to the last
   int32_t *node = before + depth, *open = node + depth;       // of every level on the way: the node met, its open piece
   int32_t* next = open + depth;                               // of every level, how many are met
   std::fill(next, next + depth + 1, 0);
   int32_t nodes = 0, pieces = 0, pairs = 0, length = 0, last = 0;  // of the two paths
 
+  const auto climb = [&](int32_t from) {
+    const int64_t count = std::min(CLIMB, tokens - from);
+    int32_t branch[CLIMB];
+    for (int64_t t = 0; t < count; t++) branch[t] = word_branch[target[sorted[from + t].token]], climbed_length[t] = 0;
+    for (bool on = true; on;) {
+      on = false;
+      for (int64_t t = 0; t < count; t++) {
+        if (branch[t] < 0) continue;
+        climbed[t * depth + climbed_length[t]++] = branch[t];
+        branch[t] = node_branch[branch[t] >> 1];
+        on = true;
+      }
+    }
+  };
   const auto close = [&](int32_t from, int32_t token) {
     for (int32_t l = from; l < last; l++) {
       Piece& p = piece[open[l]];
@@ -337,11 +360,9 @@ extern "C" void plan(const int32_t* node_branch, const int32_t* word_branch, con
   };
   for (int32_t i = 0; i < tokens; i++) {
     order[i] = sorted[i].token;
-    length = 0;
-    for (int32_t branch = word_branch[target[order[i]]]; branch >= 0; branch = node_branch[branch >> 1]) {
-      path[length++] = branch;
-    }
-    std::reverse(path, path + length);
+    if (i % CLIMB == 0) climb(i);
+    length = climbed_length[i % CLIMB];
+    std::reverse_copy(climbed + i % CLIMB * depth, climbed + i % CLIMB * depth + length, path);
     int32_t common = 0;
     while (common < last && path[common] == before[common]) common++;
     const int32_t fresh = i ? common + 1 : 0;  // at the node where they part, the last token went left and this one right

@@ -20,8 +20,8 @@ from lvsoftmax.ops.pairs import spread
 
 LIBRARY = CppLibrary(Path(__file__).with_name("kernel.cpp"))
 
-# As in kernel.cpp: tokens of a block, numbers in the two structures, tokens that go down a tree together.
-BLOCK, PIECE, MET, LANES = 32, 6, 2, 128
+# As in kernel.cpp: tokens of a block, numbers in the two structures, tokens that go down a tree together, and up.
+BLOCK, PIECE, MET, LANES, CLIMB = 24, 6, 2, 128, 16
 C_TYPES = {torch.float32: "float", torch.float64: "double"}
 
 Tree = tuple[Tensor, Tensor, Tensor, int]
@@ -91,7 +91,7 @@ class _Plan(NamedTuple):
         piece, met = (recycled((tokens * depth, numbers), torch.int32) for numbers in (PIECE, MET))
         block_piece = torch.empty(-(-tokens // BLOCK) + 1, dtype=torch.int32, device="cpu")
         counts = torch.empty(2, dtype=torch.int64, device="cpu")
-        work = recycled((2 * tokens + 5 * depth + 1,), torch.int32)
+        work = recycled((2 * tokens + (CLIMB + 5) * depth + 1,), torch.int32)
         LIBRARY.call("plan", *tree, target_N.contiguous(), tokens, order_N, piece, met, block_piece, work, counts)
         met_nodes, pairs = counts.tolist()
         return cls(order_N, piece, met, block_piece, met_nodes, pairs, BLOCK * depth)

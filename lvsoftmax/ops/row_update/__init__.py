@@ -44,7 +44,7 @@ def sgd_rows(
         _plainly(reference.sgd_rows, table, (velocity,), row_U, gradient, numbers)
         return
     increment_version((table, *states))
-    LIBRARY.call("sgd_rows", table, velocity, row_U, gradient.contiguous(), len(gradient), table[0].numel(), float(lr),
+    LIBRARY.call("sgd_rows", table, velocity, row_U, gradient.contiguous(), *_sizes(gradient), float(lr),
                  float(momentum), float(decay), torch.get_num_threads())  # fmt: skip
 
 
@@ -66,8 +66,8 @@ def adagrad_rows(
         _plainly(reference.adagrad_rows, table, (sum,), row_U, gradient, numbers)
         return
     increment_version((table, sum))
-    LIBRARY.call("adagrad_rows", table, sum, row_U, gradient.contiguous(), *_sizes(table, gradient, sum), float(lr),
-                 float(epsilon), float(decay), torch.get_num_threads())  # fmt: skip
+    LIBRARY.call("adagrad_rows", table, sum, row_U, gradient.contiguous(), *_sizes(gradient), _by_row(sum, table),
+                 float(lr), float(epsilon), float(decay), torch.get_num_threads())  # fmt: skip
 
 
 def adam_rows(
@@ -92,8 +92,8 @@ def adam_rows(
         return
     numbers = map(float, (lr, *betas, *corrections, epsilon, decay))
     increment_version((table, first, second))
-    LIBRARY.call("adam_rows", table, first, second, row_U, gradient.contiguous(), *_sizes(table, gradient, second),
-                 *numbers, torch.get_num_threads())  # fmt: skip
+    LIBRARY.call("adam_rows", table, first, second, row_U, gradient.contiguous(), *_sizes(gradient),
+                 _by_row(second, table), *numbers, torch.get_num_threads())  # fmt: skip
 
 
 def _kernel_serves(*tensors: Tensor) -> bool:
@@ -105,10 +105,15 @@ def _kernel_serves(*tensors: Tensor) -> bool:
     )
 
 
-def _sizes(table: Tensor, gradient: Tensor, squares: Tensor) -> tuple[int, int, int]:
-    """Return the rows, the numbers in each, and whether the state of squares has one number per row."""
-    width = table[0].numel()
-    return len(gradient), width, squares[0].numel() < width
+def _sizes(gradient: Tensor) -> tuple[int, int]:
+    """Return the rows, and the numbers in each."""
+    rows = len(gradient)
+    return rows, gradient.numel() // rows
+
+
+def _by_row(squares: Tensor, table: Tensor) -> bool:
+    """Return whether the state of squares has one number per row."""
+    return squares.numel() < table.numel()
 
 
 def _plainly(

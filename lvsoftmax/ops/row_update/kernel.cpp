@@ -8,8 +8,15 @@
 namespace {
 
 constexpr int64_t FEW = 1 << 14;  // numbers: below, waking other threads takes longer than the work
-constexpr int64_t AHEAD = 2;      // rows asked for before their turn: they lie anywhere
+constexpr int64_t AHEAD = 3;      // rows asked for before their turn: they lie anywhere
 constexpr int64_t LINE = 16;      // numbers of a cache line
+
+// Asks for the row of a table or its state, of `width` numbers, that comes AHEAD rows after u.
+inline void ask_for_next(const float *array, const int64_t *row, int64_t u, int64_t U, int64_t width) {
+    if (!row || u + AHEAD >= U) return;
+    const float *next = array + row[u + AHEAD] * width;
+    for (int64_t d = 0; d < width; d += LINE) __builtin_prefetch(next + d, 1);
+}
 
 }
 
@@ -22,8 +29,8 @@ void sgd_rows(float *table, float *velocity, const int64_t *row, const float *gr
 #pragma omp parallel for num_threads(threads) if (threads > 1 && U * D > FEW)
     for (int64_t u = 0; u < U; u++) {
         const int64_t place = row ? row[u] : u;
-        if (row && u + AHEAD < U)
-            for (int64_t d = 0; d < D; d += LINE) __builtin_prefetch(table + row[u + AHEAD] * D + d, 1);
+        ask_for_next(table, row, u, U, D);
+        if (velocity) ask_for_next(velocity, row, u, U, D);
         float *__restrict p = table + place * D;
         const float *__restrict g = gradient + u * D;
         if (!velocity) {
@@ -44,6 +51,8 @@ void adagrad_rows(float *table, float *sum, const int64_t *row, const float *gra
 #pragma omp parallel for num_threads(threads) if (threads > 1 && U * D > FEW)
     for (int64_t u = 0; u < U; u++) {
         const int64_t place = row ? row[u] : u;
+        ask_for_next(table, row, u, U, D);
+        ask_for_next(sum, row, u, U, per_row ? 1 : D);
         float *__restrict p = table + place * D;
         const float *__restrict g = gradient + u * D;
         if (per_row) {
@@ -72,6 +81,9 @@ void adam_rows(float *table, float *first, float *second, const int64_t *row, co
 #pragma omp parallel for num_threads(threads) if (threads > 1 && U * D > FEW)
     for (int64_t u = 0; u < U; u++) {
         const int64_t place = row ? row[u] : u;
+        ask_for_next(table, row, u, U, D);
+        ask_for_next(first, row, u, U, D);
+        ask_for_next(second, row, u, U, per_row ? 1 : D);
         float *__restrict p = table + place * D;
         float *__restrict m = first + place * D;
         const float *__restrict g = gradient + u * D;
