@@ -64,18 +64,22 @@ class _RowSparseOptimizer(Optimizer):
         # What needs memory comes before the first change.
         parameters = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
         started = {p: self._start(group, p) for p, group in parameters if not self._is_started(group, p)}
-        sparse = {p: _rows(p.grad) for p, _ in parameters if p.grad.is_sparse}
-        dense = {p for p, _ in parameters if not p.grad.is_sparse}
+        rows = {p: _rows(p.grad) for p, _ in parameters if p.grad.is_sparse}
         self.state.update(started)
         for group in self.param_groups:
-            fused = [p for p in group["params"] if p in dense and self._fuses(group, p)]
+            fused = []
+            for parameter in group["params"]:
+                gradient = parameter.grad
+                if gradient is None:
+                    continue
+                if parameter in rows:
+                    self._update_rows(group, parameter, *rows[parameter], self.state[parameter])
+                elif self._fuses(group, parameter):
+                    fused.append(parameter)
+                else:
+                    self._update_rows(group, parameter, None, gradient, self.state[parameter])
             if fused:
                 self._update(group, fused, [p.grad for p in fused], [self.state[p] for p in fused])
-            for parameter in group["params"]:
-                if parameter in sparse:
-                    self._update_rows(group, parameter, *sparse[parameter], self.state[parameter])
-                elif parameter in dense and not self._fuses(group, parameter):
-                    self._update_rows(group, parameter, None, parameter.grad, self.state[parameter])
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
