@@ -167,7 +167,10 @@ class Study:
         config = plain[0].config
         self.budget = config["budget"]
         self.data = config["name"]["data"]
-        self.folder = Path(config["run"]["root"]) / "studies" / f"{self.preset}-{self.data}"
+        # A budget said on the command line is one of several: each has a record of its own.
+        said = {word.partition("=")[0].removeprefix("budget.") for word in self.words if word.startswith("budget.")}
+        limits = [f"{limit:g}-{key}" for key, limit in self.budget.items() if key in said and limit is not None]
+        self.folder = Path(config["run"]["root"]) / "studies" / "-".join((self.preset, self.data, *limits))
 
     def __len__(self) -> int:
         """Return the number of runs, trials included."""

@@ -75,7 +75,7 @@ def test_a_study_trains_every_layer_and_seed_once_and_reports(words, trained, mo
     expected = [("full_softmax", 1), ("sampled_softmax", 1), ("full_softmax", 2), ("sampled_softmax", 2)]
     assert status == 0, err
     assert trained.jobs == expected
-    page = tmp_path / "outputs" / "compare" / "smoke-text" / "report.html"
+    page = tmp_path / "outputs" / "compare" / "smoke-text-400-tokens" / "report.html"
     assert out.rstrip().endswith(str(page)) and page.exists()
     assert (page.parent / "results.csv").exists() and (page.parent / "figures" / "curves-seconds.svg").exists()
     assert "[4/4] sampled_softmax, seed 2: test perplexity" in out, out
@@ -118,6 +118,15 @@ def test_a_larger_budget_continues_what_is_finished(words, trained, monkeypatch,
     (folder,) = (tmp_path / "outputs" / "text").iterdir()
     assert len(trained.jobs) == 2
     assert json.loads((folder / "result.json").read_text())["train"]["tokens"] == 800
+
+
+def test_each_budget_said_on_the_command_line_has_its_record(words, trained, monkeypatch, capsys, tmp_path):
+    line = ["study=smoke", "study.layers=[full_softmax]", *words]
+    for tokens in (400, 200):
+        program(monkeypatch, capsys, *line, "schedule=cosine", f"budget.tokens={tokens}")
+    for tokens in (400, 200):
+        found = record(tmp_path, f"smoke-text-{tokens}-tokens")
+        assert found["budget"]["tokens"] == tokens and len(found["runs"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -198,7 +207,7 @@ def test_the_runs_of_a_study_train_in_processes_of_their_own(words, tmp_path):
 SEARCH = ["study.search={rates:[0.3,1,1e33],budget:0.5,seed:1}", "study.seeds=[1,2]"]
 
 
-def record(tmp_path, name="smoke-text"):
+def record(tmp_path, name="smoke-text-400-tokens"):
     return json.loads((tmp_path / "outputs" / "studies" / name / "study.json").read_text())
 
 
