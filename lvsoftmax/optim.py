@@ -82,6 +82,15 @@ class _RowSparseOptimizer(Optimizer):
                 self._update(group, fused, [p.grad for p in fused], [self.state[p] for p in fused])
         return loss
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients, or set them to zero; without torch's entry for a profiler, half of its time."""
+        if not set_to_none:
+            super().zero_grad(set_to_none=False)
+            return
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a state that ``state_dict`` returned; torch would round it to the parameters' precision."""
         super().load_state_dict(state_dict)
@@ -370,10 +379,9 @@ def clip_gradient_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
 
 def _rows(gradient: Tensor) -> tuple[Tensor, Tensor]:
     """Return the unique rows of a row-sparse gradient and the sum of its values in each."""
-    _check(
-        gradient.sparse_dim() == 1,
-        f"a sparse gradient of {gradient.sparse_dim()} sparse dimensions: only whole rows (one) can be updated",
-    )
+    dimensions = gradient.sparse_dim()
+    if dimensions != 1:
+        raise ValueError(f"a sparse gradient of {dimensions} sparse dimensions: only whole rows (one) can be updated")
     gradient = _coalesced(gradient)
     return gradient._indices()[0].contiguous(), gradient._values()
 

@@ -479,6 +479,20 @@ def test_rows_that_are_in_order_are_not_sorted_again(rows, monkeypatch):
     assert (value.data_ptr() == given._values().data_ptr()) == in_order or not rows
 
 
+@pytest.mark.parametrize("sparse", [True, False])
+def test_gradients_are_forgotten_or_set_to_zero(sparse):
+    parameters = [table(), table(), table()]
+    optimizer = SGD([{"params": parameters[:1]}, {"params": parameters[1:]}], 0.1)
+    for parameter in parameters[:2]:
+        parameter.grad = gradient(0, some_ids(0), WIDTH) if sparse else torch.ones(ROWS, WIDTH, dtype=torch.float64)
+    optimizer.zero_grad(set_to_none=False)
+    for parameter in parameters[:2]:
+        assert torch.equal(parameter.grad.to_dense(), torch.zeros(ROWS, WIDTH, dtype=torch.float64))
+    assert parameters[2].grad is None
+    optimizer.zero_grad()
+    assert [parameter.grad for parameter in parameters] == [None] * 3
+
+
 def test_closure_is_called_with_gradients_on():
     parameter = table()
     optimizer = SGD([parameter], 0.1)

@@ -68,11 +68,9 @@ class Backends:
         """
         device = torch.device(device)
         if name == "auto":
-            return next(
-                backend
-                for backend, obstacle in self.obstacles.items()
-                if obstacle(device) is None and not (obstacle is triton and interprets_triton())
-            )
+            for backend, obstacle in self.obstacles.items():
+                if obstacle(device) is None and not (obstacle is triton and interprets_triton()):
+                    return backend
         self._check_name(name)
         reason = self.obstacles[name](device)
         if reason is not None:

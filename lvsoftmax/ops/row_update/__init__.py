@@ -39,7 +39,7 @@ def sgd_rows(
     if not gradient.numel():
         return
     states = () if velocity is None else (velocity,)
-    if not _kernel_serves(table, *states, gradient):
+    if not _kernel_serves(gradient, table, *states):
         numbers = {"lr": lr, "momentum": momentum, "decay": decay}
         _plainly(reference.sgd_rows, table, (velocity,), row_U, gradient, numbers)
         return
@@ -61,7 +61,7 @@ def adagrad_rows(
     """Update as :func:`reference.adagrad_rows` does."""
     if not gradient.numel():
         return
-    if not _kernel_serves(table, sum, gradient):
+    if not _kernel_serves(gradient, table, sum):
         numbers = {"lr": lr, "epsilon": epsilon, "decay": decay}
         _plainly(reference.adagrad_rows, table, (sum,), row_U, gradient, numbers)
         return
@@ -86,7 +86,7 @@ def adam_rows(
     """Update as :func:`reference.adam_rows` does."""
     if not gradient.numel():
         return
-    if not _kernel_serves(table, first, second, gradient):
+    if not _kernel_serves(gradient, table, first, second):
         numbers = {"lr": lr, "betas": betas, "corrections": corrections, "epsilon": epsilon, "decay": decay}
         _plainly(reference.adam_rows, table, (first, second), row_U, gradient, numbers)
         return
@@ -96,13 +96,11 @@ def adam_rows(
                  _by_row(second, table), *numbers, torch.get_num_threads())  # fmt: skip
 
 
-def _kernel_serves(*tensors: Tensor) -> bool:
-    table, *_ = tensors
-    return (
-        all(tensor.dtype == torch.float32 for tensor in tensors)
-        and all(tensor.is_contiguous() for tensor in tensors[:-1])
-        and BACKENDS.choose("auto", table.device) == "cpp"
-    )
+def _kernel_serves(gradient: Tensor, *in_place: Tensor) -> bool:
+    for tensor in in_place:
+        if tensor.dtype != torch.float32 or not tensor.is_contiguous():
+            return False
+    return gradient.dtype == torch.float32 and BACKENDS.choose("auto", gradient.device) == "cpp"
 
 
 def _sizes(gradient: Tensor) -> tuple[int, int]:
