@@ -1,6 +1,7 @@
 """What every test gets, and may ask for."""
 
 import os
+import random
 
 import jaxtyping
 import pytest
@@ -47,3 +48,42 @@ def in_double():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """A text of a few thousand words in which the next word depends on the last."""
+    folder = tmp_path_factory.mktemp("text")
+    words = [f"w{index}" for index in range(40)]
+    chance = random.Random(0)
+    for split, lines in {"train": 400, "valid": 30, "test": 30}.items():
+        with (folder / f"{split}.txt").open("w") as file:
+            for _ in range(lines):
+                first = chance.randrange(20)
+                file.write(" ".join(words[min(first + chance.randrange(3), 39)] for _ in range(12)) + "\n")
+            file.write("hapax\n" * (split == "train"))  # seen once, so cut: the vocabulary has an <unk>
+    return folder
+
+
+@pytest.fixture
+def overrides(text, tmp_path):
+    """The overrides of a small run: two epochs of 32 steps with dropout, 4 x 40 tokens a step."""
+    return [
+        "data=text",
+        *(f"data.{split}={text}/{split}.txt" for split in ("train", "valid", "test")),
+        f"data.cache={text}/cache",
+        f"run.root={tmp_path}",
+        "model.backbone.hidden_size=16",
+        "model.backbone.layers=2",
+        "model.backbone.dropout=0.3",
+        "model.dropout=0.3",
+        "batch.size=4",
+        "batch.length=40",
+        "budget.epochs=2",
+        "log_every=5",
+        "evaluate.every_tokens=1500",
+        "progress=false",
+        "wandb.mode=disabled",
+        "checkpoint_every=0.0001",
+        "device=cpu",
+    ]

@@ -73,7 +73,7 @@ FAULTS = [
     ),
     fault(
         "runs: one that goes on keeps the result of its smaller budget",
-        "test_train.py -k while_a_larger",
+        "test_resume.py -k while_a_larger",
         ("runs.py", '(self.path / "result.json").unlink(missing_ok=True)', "pass"),
     ),
     fault(

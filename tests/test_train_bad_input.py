@@ -1,0 +1,65 @@
+"""Mistakes in what a run is told are named; those of a command line in one line, before anything is written."""
+
+import sys
+
+import pytest
+from small_runs import config
+
+from experiments.cli import guarded
+from experiments.train import main, train
+
+
+def test_word_vectors_of_an_unfit_run_are_an_error(overrides, tmp_path):
+    train(config(overrides, "output=hierarchical_softmax", "budget.epochs=1", f"run.dir={tmp_path}/tree"))
+    with pytest.raises(ValueError, match="HierarchicalSoftmax has no table"):
+        train(config(overrides, "output=hierarchical_softmax", f"output.embeddings={tmp_path}/tree"))
+    train(config(overrides, "output=full_softmax", "data.max_size=20", "budget.epochs=1", f"run.dir={tmp_path}/few"))
+    with pytest.raises(ValueError, match="few is a run over another vocabulary"):
+        train(config(overrides, "output=hierarchical_softmax", f"output.embeddings={tmp_path}/few"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["output=sampled_sotfmax"], "output=sampled_sotfmax: no such choice; did you mean sampled_softmax?"),
+        (["data=ptbb"], "data=ptbb: no such choice; did you mean ptb?"),
+        (["model=gru"], "model=gru: no such choice; choose one of"),
+        (["budgets.epochs=3"], "budgets.epochs: no such field; did you mean budget.epochs?"),
+        (["seed=x=,"], "error"),
+        (["precision=fp16"], "precision=fp16: choose fp32 or bf16"),
+        (["output.bias=text"], "output.bias=text: a text can give bigrams and embeddings, nothing else"),
+        (["backend=gpu"], "backend='gpu': choose one of auto, "),
+        (["device=cuda:7"], "device=cuda:7 is not there; choose one of auto, cpu"),
+        (["batch.size=100000"], "does not fill one batch"),
+        (["batch.length=0"], "batch.length=0: must be a positive number"),
+        (["budget.epochs=null"], "set budget.epochs, budget.tokens or budget.seconds"),
+        (["evaluate.final_tokens=2e1"], "evaluate.final_tokens=20.0: must be a whole number; write 20"),
+        (["batch.size=4.0"], "batch.size=4.0: must be a whole number; write 4"),
+        (["wandb.mode=on"], "wandb.mode=on: choose offline, online or disabled"),
+        (["model.backbone.hidden_size=0"], "hidden_size=0"),
+        (["data.train=/nowhere.txt"], "/nowhere.txt"),
+        (["data.train=???"], "data.train is not set and has no default; add data.train=..."),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("without_type_checks")
+def test_mistakes_end_in_one_line(overrides, tmp_path, words, message, capsys, monkeypatch):
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(sys, "argv", ["train", *overrides, *words])
+    with pytest.raises(SystemExit) as stop:
+        guarded(main, "train")
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("error: ")
+    assert message in error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_another_configuration_s_folder_is_refused(overrides, tmp_path):
+    train(config(overrides, "budget.epochs=0.2", f"run.dir={tmp_path}/run"))
+    with pytest.raises(ValueError, match="holds a run of another configuration"):
+        train(config(overrides, "seed=2", f"run.dir={tmp_path}/run"))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty and holds no run"):
+        train(config(overrides, f"run.dir={tmp_path}/other"))
