@@ -18,6 +18,7 @@ import torch
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lvsoftmax import runs
 from lvsoftmax.layer import DenseOutputLayer, OutputLayer
@@ -262,3 +263,16 @@ def assert_mean(values: Tensor, expected: Tensor) -> None:
     """The mean of independent ``values`` along the first dimension is ``expected``, within four standard errors."""
     standard_error = values.std(0) / len(values) ** 0.5
     assert ((values.mean(0) - expected).abs() <= 4 * standard_error + 1e-6 * expected.abs()).all()
+
+
+class LargestResult(TorchDispatchMode):
+    """Remembers the size of the largest tensor that any operation returned."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for x in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(x, torch.Tensor):
+                self.entries = max(self.entries, x.numel())
+        return result

@@ -10,8 +10,10 @@ import torch
 if not torch.cuda.is_available():  # Triton asks for this when it is imported, which the package leaves until later
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from cross_entropies import V  # noqa: E402
+
 from lvsoftmax.ops.backends import interprets_triton  # noqa: E402
-from lvsoftmax.ops.linear_cross_entropy import BACKENDS  # noqa: E402
+from lvsoftmax.ops.linear_cross_entropy import BACKENDS, native, reference  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +34,14 @@ def backend(request):
         pytest.skip(f"{request.param}: {reason}")
     with torch.device(kind):
         yield request.param
+
+
+@pytest.fixture
+def blocks_of_few_tokens(monkeypatch):
+    """Several blocks, the last of them shorter: of four tokens, and of a whole register of them in C++."""
+    monkeypatch.setattr(reference, "BLOCK", 4 * V)
+    monkeypatch.setattr(reference, "FEWEST", 4)
+    monkeypatch.setattr(native, "TOKENS", 32)
 
 
 @pytest.fixture

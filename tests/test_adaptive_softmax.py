@@ -5,9 +5,8 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from cases import COUNTS, assert_close, gradients, randomise, zipf_counts
+from cases import COUNTS, LargestResult, assert_close, gradients, randomise, zipf_counts
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from lvsoftmax.layers.adaptive_softmax import AdaptiveSoftmax
@@ -196,19 +195,6 @@ def test_entries_of_tails_start_at_their_mass():
 
 
 # -- cost -------------------------------------------------------------------------------------------------------------
-
-
-class LargestResult(TorchDispatchMode):
-    """Remembers the size of the largest tensor that any operation returned."""
-
-    entries = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for x in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(x, torch.Tensor):
-                self.entries = max(self.entries, x.numel())
-        return result
 
 
 def test_a_tail_costs_for_its_own_tokens_only():

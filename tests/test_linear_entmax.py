@@ -3,8 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import assert_close
-from test_linear_cross_entropy import LargestResult
+from cases import LargestResult, assert_close
 
 from lvsoftmax.ops.linear_cross_entropy import entmax, reference
 from lvsoftmax.ops.linear_cross_entropy.entmax import linear_entmax, linear_entmax_loss

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import assert_close
-from test_linear_cross_entropy import SHAPES, LargestResult, slopes
+from cases import LargestResult, assert_close
+from cross_entropies import SHAPES, slopes
 from torch.utils.flop_counter import FlopCounterMode
 
 from lvsoftmax.ops import buffers

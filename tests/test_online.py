@@ -9,8 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import assert_close
-from test_linear_cross_entropy import LargestResult
+from cases import LargestResult, assert_close
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -10,12 +10,12 @@ FAULTS = [
     ),
     fault(
         "exact softmax in C++: rows that fill a block up have weights out of range",
-        "test_linear_cross_entropy.py -k cpp",
+        "test_linear_cross_entropy_digits.py -k cpp",
         ("ops/linear_cross_entropy/kernel.cpp", "std::numeric_limits<Sum>::max() / 2;", "0;"),
     ),
     fault(
         "exact softmax in C++: as many threads taken for granted as were asked for",
-        "test_linear_cross_entropy.py -k fewer_threads",
+        "test_linear_cross_entropy_work.py -k fewer_threads",
         ("ops/linear_cross_entropy/kernel.cpp", "            threads = omp_get_num_threads();", "            ;"),
     ),
     fault(
