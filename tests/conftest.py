@@ -11,6 +11,7 @@ if not torch.cuda.is_available():  # Triton asks for this when it is imported, w
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from cross_entropies import V  # noqa: E402
+from toy_corpus import TEXT  # noqa: E402
 
 from lvsoftmax.ops.backends import interprets_triton  # noqa: E402
 from lvsoftmax.ops.linear_cross_entropy import BACKENDS, native, reference  # noqa: E402
@@ -97,3 +98,13 @@ def overrides(text, tmp_path):
         "checkpoint_every=0.0001",
         "device=cpu",
     ]
+
+
+@pytest.fixture
+def toy(tmp_path):
+    """A folder with the three parts of the toy text."""
+    folder = tmp_path / "toy"
+    folder.mkdir()
+    for split, text in TEXT.items():
+        (folder / f"{split}.txt").write_text(text, "utf-8")
+    return folder
