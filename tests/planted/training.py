@@ -5,17 +5,17 @@ from planted.fault import fault
 FAULTS = [
     fault(
         "clipping: duplicate rows counted one by one",
-        "test_optim.py",
+        "test_optim_gradients.py",
         ("optim.py", "parameter.grad = _coalesced(parameter.grad)\n", "pass\n"),
     ),
     fault(
         "row-sparse updates: duplicate rows taken for unique ones",
-        "test_optim.py",
+        "test_optim_gradients.py",
         ("optim.py", "(row[1:] > row[:-1]).all()", "(row[1:] >= row[:-1]).all()"),
     ),
     fault(
         "Adagrad by row: the sum of the squares in place of their mean",
-        "test_row_update.py test_optim.py",
+        "test_row_update.py test_optim_state.py",
         (
             "ops/row_update/kernel.cpp",
             "sum[place] += squares / float(D);",
@@ -34,7 +34,7 @@ FAULTS = [
     ),
     fault(
         "optimisers: the first change comes before what needs memory",
-        "test_optim.py",
+        "test_optim_state.py",
         (
             "optim.py",
             "started = {p: self._start(group, p) for p, group in parameters if not self._is_started(group, p)}\n",
