@@ -1,4 +1,4 @@
-"""Run folders as training leaves them, with invented numbers; the report and the comparison are tested on them."""
+"""Run folders as training leaves them, with invented numbers, and the comparison and the report of such folders."""
 
 import json
 import math
@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from experiments import report
+from experiments.comparison import survey
 from lvsoftmax import strict_json
 
 FREQUENCY_BANDS = ((0, 9, 9000), (10, 99, 6000), (100, 999, 5000), (1000, 9999, 4000), (10000, 17999, 1000))
@@ -130,6 +132,13 @@ def result(
     }  # fmt: skip
 
 
+def change_result(folder, change):
+    """Let ``change`` change what a run's ``result.json`` holds."""
+    result = json.loads((folder / "result.json").read_text())
+    change(result)
+    (folder / "result.json").write_text(json.dumps(result))
+
+
 def quick_study(root: Path) -> list[Path]:
     """Six layers, one seed: what the preset ``quick`` leaves."""
     return [
@@ -222,3 +231,19 @@ def make_sweep(root: Path) -> list[Path]:
                 output={"noise": noise, "samples": samples}, perplexity=140 + factor * 160 / samples**0.5,
             ))  # fmt: skip
     return folders
+
+
+def comparison_of(folders):
+    """The one setting that the folders have."""
+    (comparison,) = survey(folders, "Study").comparisons
+    return comparison
+
+
+def written(folders, output, **options):
+    """Write a report with nothing shipped beside it, and return its one comparison."""
+    found = report.write(folders, output, "Study", **{"results": output / "nothing"} | options)
+    return found.comparisons[0] if len(found.comparisons) == 1 else found
+
+
+def names(comparison):
+    return [row.label for row in comparison.rows]

@@ -6,7 +6,7 @@ import sys
 
 import matplotlib.figure
 import pytest
-from test_report import Page
+from pages import Page
 
 from experiments import gallery, pictures
 

@@ -1,0 +1,217 @@
+"""What the report makes of folders that are damaged, runs that diverged, words without probability, few runs."""
+
+import csv
+import html
+import json
+import math
+import re
+
+import pytest
+from synthetic_runs import change_result, comparison_of, make_run, names, written
+
+from experiments import report
+from experiments.breakdown import Bands
+from experiments.comparison import survey
+
+
+def no_config(folder):
+    (folder / "config.yaml").unlink()
+
+
+def no_result(folder):
+    (folder / "result.json").unlink()
+
+
+def no_metrics(folder):
+    (folder / "metrics.jsonl").unlink()
+
+
+def half_a_line(folder):
+    text = (folder / "metrics.jsonl").read_text()
+    (folder / "metrics.jsonl").write_text(text[:-30])
+
+
+def half_a_result(folder):
+    (folder / "result.json").write_text((folder / "result.json").read_text()[:100])
+
+
+def result_without_memory(folder):
+    change_result(folder, lambda result: result.pop("memory"))
+
+
+def words_for_numbers(folder):
+    change_result(folder, lambda result: result["valid"].update(perplexity="high"))
+
+
+def words_for_a_count(folder):
+    change_result(folder, lambda result: result["train"].update(tokens="many"))
+
+
+def result_is_a_list(folder):
+    (folder / "result.json").write_text("[]")
+
+
+def binary_config(folder):
+    (folder / "config.yaml").write_bytes(b"\xff\xfe\x00")
+
+
+def config_of_something_else(folder):
+    (folder / "config.yaml").write_text("- 1\n- 2\n")
+
+
+def other_vocabulary(folder):
+    change_result(folder, lambda result: result.update(vocabulary=17_999))
+
+
+def other_test_text(folder):
+    change_result(folder, lambda result: result["test"].update(tokens=24_999))
+
+
+def other_corpus(folder):
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("data: sotu", "data: ptb"))
+
+
+FAULTS = {
+    no_config: "no run folder",
+    no_result: "not finished",
+    no_metrics: "not finished",
+    half_a_line: "damaged",
+    half_a_result: "damaged",
+    result_without_memory: "damaged",
+    words_for_numbers: "damaged",
+    words_for_a_count: "damaged: train_tokens is 'many'",
+    result_is_a_list: "damaged",
+    binary_config: "damaged",
+    config_of_something_else: "damaged",
+    other_vocabulary: "vocabulary is 17999, here 18000",
+    other_test_text: "number of test tokens",
+    other_corpus: "nothing else was run on ptb",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_faulty_folders_are_left_out_by_name(tmp_path, fault):
+    folders = [make_run(tmp_path / "runs", layer) for layer in ("full_softmax", "sampled_softmax", "adaptive_softmax")]
+    fault(folders[0])
+    found = report.write(folders, tmp_path, "Study", results=tmp_path / "nothing")
+    (comparison,) = found.comparisons
+    assert names(comparison) == ["Adaptive softmax", "Sampled softmax"]
+    ((name, reason),) = found.left_out
+    assert name == "sotu/full_softmax-lstm-seed1-0123abcd" and FAULTS[fault] in reason and "\n" not in reason
+    page = (tmp_path / "report.html").read_text()
+    assert name in page and html.escape(FAULTS[fault]).replace("&#x27;", "&#39;") in page
+
+
+def test_unequal_conditions_are_said(tmp_path):
+    make_run(tmp_path, "full_softmax")
+    make_run(tmp_path, "sampled_softmax", model={"backbone": {"hidden_size": 512}})
+    notes = report.caveats(comparison_of(tmp_path.glob("*/*")))
+    assert any("differ in more than layer and seed: model.backbone.hidden_size" in note for note in notes)
+
+
+def test_a_diverged_run_is_shown_as_diverged(tmp_path):
+    folders = [
+        make_run(tmp_path / "runs", "full_softmax"),
+        make_run(tmp_path / "runs", "hierarchical_softmax", seed=1),
+        make_run(tmp_path / "runs", "hierarchical_softmax", seed=2, status="diverged"),
+        make_run(tmp_path / "runs", "sampled_softmax", status="diverged"),
+    ]
+    comparison = written(folders, tmp_path)
+    notes = {row.label: row.note for row in comparison.rows}
+    assert notes["Hierarchical softmax"] == "1 of 2 seeds diverged"
+    assert notes["Sampled softmax"] == "diverged at step 750"
+    assert names(comparison)[-1] == "Sampled softmax" and comparison.rows[-1].cells["test"] is None
+    assert "diverged at step 750" in (tmp_path / "report.html").read_text()
+    assert "diverged" in report.text_table(survey(folders, ""))
+
+
+def test_a_layer_that_gives_words_no_probability_is_compared_by_its_smoothed_perplexity(tmp_path):
+    runs = tmp_path / "runs"
+    folders = [
+        make_run(runs, "full_softmax", perplexity=150.0),
+        make_run(runs, "sparsemax_output", perplexity=180.0, coverage=0.985, seed=1),
+        make_run(runs, "sparsemax_output", perplexity=190.0, coverage=0.975, seed=2),
+        make_run(runs, "entmax_output", perplexity=160.0, coverage=0.999),
+        make_run(runs, "sampled_softmax", status="diverged"),
+    ]
+    comparison = written(folders, tmp_path)
+    assert names(comparison) == ["Full softmax", "Entmax output", "Sparsemax output", "Sampled softmax"]
+    assert [row.note for row in comparison.rows][1:3] == ["", ""]
+    sparsemax = comparison.rows[2].cells
+    assert sparsemax["test"].mean == math.inf and sparsemax["difference"].mean == pytest.approx(180 / 150 - 1)
+    assert sparsemax["smoothed"].mean == pytest.approx((180 * 190) ** 0.5 * 1.002)
+    assert sparsemax["coverage"].mean == pytest.approx(0.98)
+    assert comparison.best["test"] == pytest.approx(150) and comparison.best["smoothed"] == pytest.approx(150 * 1.002)
+    table = report.text_table(survey(folders, ""))
+    assert re.search(r"Sparsemax output +∞ +185\.3 +98\.00\xa0% +\+20\.0\xa0%", table), table
+    assert re.search(r"Full softmax +150\.0 +150\.3 +100\xa0%", table), table
+    page = (tmp_path / "report.html").read_text()
+    assert 'data-value="Infinity"' in page and 'data-value="inf"' not in page and "∞" in page
+    assert any(
+        "entmax output (0.10\xa0%) and sparsemax output (2.00\xa0%)" in note for note in report.caveats(comparison)
+    )
+    losses = {row.label: losses for row, losses in Bands.of(comparison).rows}
+    assert losses["Sparsemax output"][-1] == math.inf and math.isfinite(losses["Sparsemax output"][0])
+    rows = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
+    assert [row["test_perplexity"] for row in rows] == ["150.0", "inf", "inf", "inf", ""]
+    assert float(rows[1]["test_coverage"]) == 0.999
+
+
+def test_losses_of_one_kind_are_compared_though_words_lack_probability_in_some_seeds_only(tmp_path):
+    folders = [make_run(tmp_path, "full_softmax", seed=seed, perplexity=150.0) for seed in (1, 2, 3)]
+    folders += [
+        make_run(tmp_path, "sparsemax_output", seed=seed, perplexity=150.0, coverage=coverage)
+        for seed, coverage in ((1, 0.99), (2, 0.99), (3, 1.0))
+    ]
+    gap = comparison_of(folders).rows[-1].cells["difference"]
+    assert (gap.mean, gap.low, gap.high) == pytest.approx((0, 0, 0), abs=1e-12)
+
+
+def test_without_such_a_layer_the_table_has_no_such_columns(tmp_path):
+    comparison = comparison_of([make_run(tmp_path, "full_softmax"), make_run(tmp_path, "sampled_softmax")])
+    assert not {"smoothed", "coverage"} & set(comparison.columns)
+
+
+def test_runs_from_before_there_was_a_coverage_are_compared_too(tmp_path):
+    folders = [make_run(tmp_path, "full_softmax"), make_run(tmp_path, "sparsemax_output", coverage=0.9)]
+    change_result(folders[0], lambda result: [result[part].pop(key) for part in ("valid", "test")
+                                              for key in ("coverage", "epsilon_perplexity")])  # fmt: skip
+    comparison = comparison_of(folders)
+    assert comparison.rows[0].cells["smoothed"] is None and comparison.rows[0].perplexity == pytest.approx(150.0)
+    assert "Smoothed perplexity" in report.text_table(survey(folders, "")) and written(folders, tmp_path)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_finished_run_that_predicts_nothing_has_diverged(tmp_path, value):
+    folders = [make_run(tmp_path, "full_softmax"), make_run(tmp_path, "sampled_softmax")]
+    change_result(folders[0], lambda result: result["test"].update(perplexity=value))
+    comparison = comparison_of(folders)
+    assert comparison.rows[-1].note == "diverged at step 2,500" and comparison.reference is None
+    written(folders, tmp_path)
+    assert "diverged at step 2,500" in (tmp_path / "report.html").read_text()
+
+
+def test_overflowing_validations_do_not_reach_the_figures(tmp_path):
+    folder = make_run(tmp_path / "runs", "full_softmax", status="diverged")
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    moment = {"step": 800, "tokens": 320_000, "epoch": 0.1, "seconds": 64.0}
+    for value in (math.inf, math.nan):
+        lines.insert(-1, json.dumps({"kind": "valid", **moment, "nll": value, "perplexity": value, "bands": []}))
+    (folder / "metrics.jsonl").write_text("\n".join(lines))
+    comparison = written([folder], tmp_path)
+    assert len(comparison.runs[0].curve) == 6
+
+
+@pytest.mark.parametrize("kept", [[], ["full_softmax"], ["sampled_softmax"], ["sampled_softmax", "adaptive_softmax"]])
+def test_few_runs_do_not_break_the_page(tmp_path, kept):
+    found = report.write([make_run(tmp_path / "runs", layer) for layer in kept], tmp_path, "", results=tmp_path / "no")
+    page = (tmp_path / "report.html").read_text()
+    assert report.answer(found).replace("'", "&#39;") in page
+    assert len(found.rows) == len(kept)
+    assert ("* plotly.js v" in page) == bool(kept)
+    report.text_table(found)
+    if not kept:
+        assert "nothing to compare" in page
+    if len(kept) == 2:
+        assert "No run of full softmax has finished" in page
