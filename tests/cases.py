@@ -157,6 +157,7 @@ CASES = list(_cases())
 WITH_FULL_SUPPORT = [case for case in CASES if case.layer_class.full_support]
 WITH_PARTIAL_SUPPORT = [case for case in CASES if not case.layer_class.full_support]
 
+for_every_vocabulary = pytest.mark.parametrize("counts", VOCABULARIES.values(), ids=VOCABULARIES.keys())
 for_every_case = pytest.mark.parametrize("case", CASES, ids=str)
 for_every_case_of_full_support = pytest.mark.parametrize("case", WITH_FULL_SUPPORT, ids=str)
 for_every_case_of_partial_support = pytest.mark.parametrize("case", WITH_PARTIAL_SUPPORT, ids=str)

@@ -1,13 +1,13 @@
 """The laws: promises that hold for every output layer and every option. None of them knows a layer's name.
 
-That of learning is in ``test_learning.py``.
+Those of gradients are in ``test_layers_gradients.py``, those of extreme inputs and precisions in
+``test_layers_extremes.py``, that of learning in ``test_learning.py``.
 
 A layer without full support (probabilities may be exactly zero) obeys those laws that infinity does not break, forms of
 its own of the others, and some more.
 """
 
 import copy
-import math
 
 import numpy as np
 import oracles
@@ -17,24 +17,17 @@ from cases import (
     CASES,
     COUNTS,
     HIDDEN,
-    VOCABULARIES,
     Batch,
     assert_close,
     dense,
     for_every_case,
-    for_every_case_of_full_support,
     for_every_case_of_partial_support,
-    for_every_sparse_case,
+    for_every_vocabulary,
     gradients,
     randomise,
-    zipf_counts,
 )
 
-from lvsoftmax import optim
 from lvsoftmax.layer import OutputLayer, unigram_log_prob
-
-for_every_vocabulary = pytest.mark.parametrize("counts", VOCABULARIES.values(), ids=VOCABULARIES.keys())
-
 
 # -- the distribution -------------------------------------------------------------------------------------------------
 
@@ -235,112 +228,6 @@ def test_use_leaves_the_global_random_stream_alone(case):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-# -- gradients --------------------------------------------------------------------------------------------------------
-
-
-@for_every_case
-def test_gradcheck_of_forward(case):
-    case.skip_if_interpreted()
-    layer = randomise(case.build(hidden_size=8, counts=zipf_counts(19), **dense(case)).double())
-    batch = Batch.of(layer, tokens=3)
-    sample = batch.draw(layer)
-    names = [name for name, _ in layer.named_parameters()]
-
-    def forward(hidden, *parameters):
-        given = dict(zip(names, parameters, strict=True))
-        return torch.func.functional_call(layer, given, (hidden, batch.target, batch.previous, sample))
-
-    assert torch.autograd.gradcheck(forward, (batch.hidden, *layer.parameters()), fast_mode=False)
-
-
-@for_every_case
-def test_every_token_has_its_own_upstream(case):
-    layer = randomise(case.build(**dense(case)).double())
-    batch = Batch.of(layer)
-    sample = batch.draw(layer)
-    value = layer(batch.hidden, batch.target, batch.previous, sample)
-    assert value.shape == (7,)
-    one_by_one = [gradients(value, one, layer, batch.hidden) for one in torch.eye(7, dtype=torch.float64)]
-    for token, gradient in enumerate(one_by_one):
-        assert gradient["input 0"].any(1).nonzero().flatten().tolist() == [token]
-    expected = {
-        name: sum(factor * gradient[name] for factor, gradient in zip(batch.upstream, one_by_one, strict=True))
-        for name in one_by_one[0]
-    }
-    assert_close(gradients(value, batch.upstream, layer, batch.hidden), expected, 1e-10)
-    loss = layer.loss(batch.hidden, batch.target, batch.upstream, batch.previous, sample)
-    assert_close(gradients(loss, torch.ones_like(loss), layer, batch.hidden), expected, 1e-10)
-
-
-@for_every_case_of_full_support
-def test_gradients_stay_right_as_p_goes_to_one(case):
-    """The gradient is about ``1 - p`` there: computed as that difference, float32 leaves no correct digit."""
-    case.skip_if_interpreted()
-    exact = randomise(case.build(**dense(case)).double())
-    hidden, target = confident(exact, miss=1e-7)
-    single = copy.deepcopy(exact).float()
-    sample = exact.draw(hidden, target, target)
-    weight = torch.linspace(0.5, 2, len(target), dtype=torch.float64)
-
-    def found(layer, dtype):
-        cast = None if sample is None else type(sample)(*(x.to(dtype) if x.is_floating_point() else x for x in sample))
-        x = hidden.to(dtype).requires_grad_()
-        by_token = layer(x, target, target, cast)
-        in_sum = layer.loss(x, target, weight.to(dtype), target, cast)
-        by_nll = layer.nll(x, target)
-        upstream = weight.to(dtype)
-        return [
-            gradients(by_token, upstream, layer, x),
-            gradients(in_sum, torch.ones_like(in_sum), layer, x),
-            gradients(by_nll, upstream, layer, x),
-        ]
-
-    for actual, expected in zip(found(single, torch.float32), found(exact, torch.float64), strict=True):
-        for name, truth in expected.items():
-            error = (actual[name].double() - truth).norm()
-            allowed = 1e-3 * truth.norm() + torch.finfo(torch.float32).tiny  # less than which is zero in float32
-            assert error <= allowed, f"{name}: relative error {error / truth.norm():.1e}"
-
-
-def confident(layer: OutputLayer, miss: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Hidden vectors, and the words that get probability ``1 - miss`` from them: one direction each, scaled."""
-    with torch.no_grad():
-        direction = Batch.of(layer).hidden.detach()
-        target = layer.log_prob(1e3 * direction).argmax(1)
-        low, high = torch.zeros(len(target), dtype=torch.float64), torch.full((len(target),), 1e3, dtype=torch.float64)
-        for _ in range(60):
-            middle = (low + high) / 2
-            missed = -torch.expm1(-layer.nll(middle[:, None] * direction, target))
-            low, high = torch.where(missed > miss, middle, low), torch.where(missed > miss, high, middle)
-        return high[:, None] * direction, target
-
-
-@for_every_sparse_case
-def test_sparse_gradients_equal_dense_ones(case):
-    sparse, dense = (randomise(case.build(sparse=value)) for value in (True, False))
-    batch = Batch.of(sparse, dtype=torch.float32)
-    sample = batch.draw(sparse)
-    for layer in (sparse, dense):
-        layer.loss(batch.hidden, batch.target, batch.upstream, batch.previous, sample).backward()
-    assert any(p.grad is not None and p.grad.is_sparse for p in sparse.parameters())
-    for one, other in zip(sparse.parameters(), dense.parameters(), strict=True):
-        assert_close(one.grad.to_dense(), other.grad, 1e-6)
-
-
-@pytest.mark.parametrize("method", [optim.SGD, optim.Adagrad, optim.Adam])
-@for_every_sparse_case
-def test_a_sparse_step_equals_the_dense_one_on_touched_rows(case, method):
-    sparse, dense = (randomise(case.build(sparse=value)) for value in (True, False))
-    batch = Batch.of(sparse, dtype=torch.float32)
-    sample = batch.draw(sparse)
-    for layer in (sparse, dense):
-        layer.loss(batch.hidden, batch.target, batch.upstream, batch.previous, sample).backward()
-        method(layer.parameters(), lr=0.1).step()
-    for one, other in zip(sparse.parameters(), dense.parameters(), strict=True):
-        touched = other.grad.reshape(len(other), -1).any(1)
-        assert_close(one[touched], other[touched], 1e-5)
-
-
 # -- probabilities of zero --------------------------------------------------------------------------------------------
 
 
@@ -400,111 +287,3 @@ def test_the_objective_is_stationary_where_targets_follow_the_layers_own_distrib
             assert_close(slopes, {name: torch.zeros_like(slope) for name, slope in slopes.items()}, 1e-10)
         elsewhere = gradients(layer.loss(every, words, p.roll(1), words), None, layer, hidden)
         assert all(slope.norm() > 1e-2 for slope in elsewhere.values())
-
-
-# -- extremes ---------------------------------------------------------------------------------------------------------
-
-
-@for_every_vocabulary
-@for_every_case
-def test_everything_is_finite_at_huge_hidden_vectors(case, counts):
-    """But for the logarithm of a probability of zero, where a layer has such."""
-    layer = randomise(case.build(counts=counts))
-    batch = Batch.of(layer, dtype=torch.float32, scale=1e4)
-    for log_probability in (layer.log_prob(batch.hidden), -layer.nll(batch.hidden, batch.target)):
-        assert log_probability.exp().isfinite().all()
-        assert log_probability.isfinite().all() or not layer.full_support
-    value = layer(batch.hidden, batch.target, batch.previous)
-    loss = layer.loss(batch.hidden, batch.target, batch.upstream, batch.previous)
-    assert value.isfinite().all() and loss.isfinite()
-    for output, upstream in ((value, batch.upstream), (loss, torch.ones(()))):
-        for name, gradient in gradients(output, upstream, layer, batch.hidden).items():
-            assert gradient.isfinite().all(), name
-
-
-@pytest.mark.parametrize("tokens", [0, 1])
-@for_every_vocabulary
-@for_every_case
-def test_batches_of_no_and_one_token(case, counts, tokens):
-    layer = case.build(counts=counts)
-    batch = Batch.of(layer, tokens, dtype=torch.float32)
-    assert layer.log_prob(batch.hidden).shape == (tokens, len(counts))
-    assert layer.nll(batch.hidden, batch.target).shape == (tokens,)
-    assert layer(batch.hidden, batch.target, batch.previous).shape == (tokens,)
-    assert [x.shape for x in layer.topk(batch.hidden, 2)] == [(tokens, 2), (tokens, 2)]
-    assert layer.sample(batch.hidden).shape == (tokens,)
-    loss = layer.loss(batch.hidden, batch.target, torch.ones(tokens), batch.previous)
-    loss.backward()
-    assert loss.isfinite() and batch.hidden.grad is not None
-    if tokens == 0:
-        assert loss == 0
-        assert all(p.grad is None or not p.grad.to_dense().any() for p in layer.parameters())
-
-
-@for_every_case
-def test_a_step_in_bfloat16_can_be_diagnosed_after_autocast(case):
-    case.skip_if_interpreted()
-    layer = randomise(case.build())
-    batch = Batch.of(layer, dtype=torch.float32)
-    with torch.autocast("cpu", torch.bfloat16):
-        hidden = batch.hidden.detach().bfloat16().requires_grad_()  # as a backbone gives it
-        layer.loss(hidden, batch.target, batch.upstream, batch.previous).backward()
-    assert all(map(math.isfinite, layer.diagnostics().values()))
-
-
-@for_every_case
-def test_another_default_device_changes_nothing(case):
-    layer = randomise(case.build())
-    batch = Batch.of(layer, dtype=torch.float32)
-    with torch.device("meta"):
-        value = layer.loss(batch.hidden, batch.target, batch.upstream, batch.previous)
-        value.backward()
-    assert value.isfinite() and batch.hidden.grad.isfinite().all()
-
-
-@pytest.mark.parametrize("hidden_dtype", [torch.float32, torch.bfloat16])
-@for_every_case
-def test_bfloat16_touches_products_only(case, hidden_dtype):
-    """Under autocast results are float32, and not much further off than rounding the operands makes them.
-
-    Where a log-probability can be infinite it is the probability that is compared.
-    """
-    case.skip_if_interpreted()
-    layer = randomise(case.build(counts=zipf_counts(1000), **dense(case)), scale=0.1)
-    batch = Batch.of(layer, tokens=64, dtype=torch.float32)
-    sample = batch.draw(layer)
-
-    def results(layer, hidden):
-        hidden = hidden.detach().requires_grad_()
-        weight = torch.full((64,), 1 / 64, dtype=layer.log_prob(hidden).dtype)
-        loss = layer.loss(hidden, batch.target, weight, batch.previous, sample)
-        log_prob, nll = layer.log_prob(hidden), layer.nll(hidden, batch.target)
-        values = {
-            "log_prob": log_prob if layer.full_support else log_prob.exp(),
-            "nll": nll if layer.full_support else (-nll).exp(),
-            "forward": layer(hidden, batch.target, batch.previous, sample),
-            "loss": loss,
-        }
-        return values, gradients(loss, torch.ones_like(loss), layer, hidden)
-
-    with torch.autocast("cpu", torch.bfloat16):
-        values, slopes = results(layer, batch.hidden.to(hidden_dtype))
-    true_values, true_slopes = results(copy.deepcopy(layer).double(), batch.hidden.double())
-    rounded = copy.deepcopy(layer).double()
-    with torch.no_grad():
-        for parameter in rounded.parameters():
-            if parameter.ndim > 1:  # biases are no operands of a product
-                parameter.copy_(parameter.bfloat16())
-    rounded_values, rounded_slopes = results(rounded, batch.hidden.bfloat16().double())
-    for name, value in values.items():
-        assert value.dtype == torch.float32, name
-        error = (value - true_values[name]).abs().mean()
-        # errors of single tokens cancel in the loss by luck, so it is held to those of its terms
-        reference = "forward" if name == "loss" else name
-        allowed = 2 * (rounded_values[reference] - true_values[reference]).abs().mean() + 1e-4
-        if name == "log_prob":  # PyTorch's own linear layer rounds its result, bias included
-            allowed += 2**-9 * true_values[name].abs().mean()
-        assert error <= allowed, f"{name}: off by {error:.1e}, more than {allowed:.1e}"
-    for name, slope in slopes.items():
-        error, unavoidable = ((x - true_slopes[name]).norm() for x in (slope, rounded_slopes[name]))
-        assert error <= 2 * unavoidable + 1e-2 * true_slopes[name].norm(), f"gradient of {name}: {error:.1e}"

@@ -88,7 +88,7 @@ FAULTS = [
     ),
     fault(
         "diagnostics: hidden vectors of an autocast that has ended",
-        "test_layers.py -k diagnosed",
+        "test_layers_extremes.py -k diagnosed",
         ("layers/negative_sampling.py", "hidden = hidden.to(self.weight.dtype)", "pass"),
     ),
 ]
