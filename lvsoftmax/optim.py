@@ -220,7 +220,7 @@ class Adagrad(_RowSparseOptimizer):
         return {"sum": _zeros(parameter, group["accumulator"]).fill_(group["initial_accumulator"])}
 
     def _fuses(self, group, parameter):
-        return super()._fuses(group, parameter) and not _by_row(parameter, group["accumulator"])
+        return super()._fuses(group, parameter) and not _keeps_one_per_row(parameter, group["accumulator"])
 
     def _update(self, group, parameters, gradients, states):
         adagrad(
@@ -299,7 +299,7 @@ class Adam(_RowSparseOptimizer):
         }
 
     def _fuses(self, group, parameter):
-        return super()._fuses(group, parameter) and not _by_row(parameter, group["second_moment"])
+        return super()._fuses(group, parameter) and not _keeps_one_per_row(parameter, group["second_moment"])
 
     def _update(self, group, parameters, gradients, states):
         adam(
@@ -403,8 +403,8 @@ def _check(condition: bool | Tensor, message: str) -> None:
         raise ValueError(message)
 
 
-def _by_row(parameter: Tensor, size: str) -> bool:
-    """Return whether state of one number per row is smaller than the parameter."""
+def _keeps_one_per_row(parameter: Tensor, size: str) -> bool:
+    """Return whether state of a size is one number per row, and not of the parameter's shape."""
     return size == "row" and parameter.ndim > 1
 
 
@@ -415,7 +415,7 @@ def _zeros(parameter: Tensor, size: str = "element") -> Tensor:
     a page fault each: a table's state is touched here, at once.
     """
     dtype = torch.promote_types(parameter.dtype, torch.float32)
-    if _by_row(parameter, size):
+    if _keeps_one_per_row(parameter, size):
         return parameter.new_zeros(len(parameter), *(1 for _ in parameter.shape[1:]), dtype=dtype)
     if parameter.ndim == 2 and type(parameter) in (Tensor, Parameter) and parameter.is_cpu:
         rows, width = parameter.shape

@@ -66,8 +66,9 @@ def adagrad_rows(
         _plainly(reference.adagrad_rows, table, (sum,), row_U, gradient, numbers)
         return
     increment_version((table, sum))
-    LIBRARY.call("adagrad_rows", table, sum, row_U, gradient.contiguous(), *_sizes(gradient), _by_row(sum, table),
-                 float(lr), float(epsilon), float(decay), torch.get_num_threads())  # fmt: skip
+    LIBRARY.call("adagrad_rows", table, sum, row_U, gradient.contiguous(), *_sizes(gradient),
+                 _one_square_per_row(sum, table), float(lr), float(epsilon), float(decay),
+                 torch.get_num_threads())  # fmt: skip
 
 
 def adam_rows(
@@ -93,7 +94,7 @@ def adam_rows(
     numbers = map(float, (lr, *betas, *corrections, epsilon, decay))
     increment_version((table, first, second))
     LIBRARY.call("adam_rows", table, first, second, row_U, gradient.contiguous(), *_sizes(gradient),
-                 _by_row(second, table), *numbers, torch.get_num_threads())  # fmt: skip
+                 _one_square_per_row(second, table), *numbers, torch.get_num_threads())  # fmt: skip
 
 
 def _kernel_serves(gradient: Tensor, *in_place: Tensor) -> bool:
@@ -109,7 +110,7 @@ def _sizes(gradient: Tensor) -> tuple[int, int]:
     return rows, gradient.numel() // rows
 
 
-def _by_row(squares: Tensor, table: Tensor) -> bool:
+def _one_square_per_row(squares: Tensor, table: Tensor) -> bool:
     """Return whether the state of squares has one number per row."""
     return squares.numel() < table.numel()
 
