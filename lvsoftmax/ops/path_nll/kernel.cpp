@@ -21,10 +21,11 @@
 
 namespace {
 
+// native.py, which brings the workspace, repeats these, but for AHEAD, and the sizes of the two structures.
 constexpr int64_t BLOCK = 24;
 constexpr int64_t LANES = 128;  // tokens that go down the tree together
 constexpr int64_t CLIMB = 16;   // tokens that go up it together: each step waits for memory, and they wait at once
-constexpr int64_t AHEAD = 4;  // pieces: a node's row is anywhere in memory, and asked for that long before it is read
+constexpr int64_t AHEAD = 4;    // pieces: a node's row is anywhere in memory, and asked for that long before it is read
 
 struct Piece {
   int32_t met;    // which of the U nodes, in the order of a walk from the root, left before right
@@ -329,13 +330,15 @@ extern "C" void plan(const int32_t* node_branch, const int32_t* word_branch, con
   std::sort(sorted, sorted + tokens, [](const Ranked& a, const Ranked& b) {
     return a.rank < b.rank || (a.rank == b.rank && a.token < b.token);
   });
-  int32_t* climbed = work + 2 * tokens;                         // the ways up from the leaves of CLIMB tokens ...
-  int32_t climbed_length[CLIMB];                                // ... and how long they are
-  int32_t *path = climbed + CLIMB * depth, *before = path + depth;  // from the root to this token, and to the last
-  int32_t *node = before + depth, *open = node + depth;       // of every level on the way: the node met, its open piece
-  int32_t* next = open + depth;                               // of every level, how many are met
+  int32_t* climbed = work + 2 * tokens;                  // the ways up from the leaves of CLIMB tokens ...
+  int32_t climbed_length[CLIMB];                         // ... and how long they are
+  int32_t* path = climbed + CLIMB * depth;               // from the root to this token ...
+  int32_t* before = path + depth;                        // ... and to the last
+  int32_t length = 0, last = 0;                          // of the two paths
+  int32_t *node = before + depth, *open = node + depth;  // of every level on the way: the node met, its open piece
+  int32_t* next = open + depth;                          // of every level, how many are met
   std::fill(next, next + depth + 1, 0);
-  int32_t nodes = 0, pieces = 0, pairs = 0, length = 0, last = 0;  // of the two paths
+  int32_t nodes = 0, pieces = 0, pairs = 0;
 
   const auto climb = [&](int32_t from) {
     const int64_t count = std::min(CLIMB, tokens - from);
