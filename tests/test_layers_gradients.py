@@ -54,6 +54,34 @@ def test_every_token_has_its_own_upstream(case):
     assert_close(gradients(loss, torch.ones_like(loss), layer, batch.hidden), expected, 1e-10)
 
 
+@for_every_case
+def test_a_gradient_is_differentiated_again_or_refuses(case):
+    """Never a second derivative that lacks what goes through the layer: hidden vectors have a history of their own."""
+    case.skip_if_interpreted()
+    layer = randomise(case.build(**dense(case)).double())
+    batch = Batch.of(layer)
+    sample, along = batch.draw(layer), torch.randn(batch.hidden.shape, dtype=torch.float64)
+
+    def penalty(objective, before):
+        value = objective(before.tanh())
+        (slope,) = torch.autograd.grad(value, before, create_graph=True)
+        return slope.square().sum()
+
+    for objective in (
+        lambda hidden: layer.loss(hidden, batch.target, batch.upstream, batch.previous, sample),
+        lambda hidden: layer(hidden, batch.target, batch.previous, sample).sum(),
+        lambda hidden: layer.nll(hidden, batch.target).sum(),
+        lambda hidden: layer.log_prob(hidden)[:, 0].sum(),
+    ):
+        try:
+            (slope,) = torch.autograd.grad(penalty(objective, batch.hidden), batch.hidden)
+        except RuntimeError as error:
+            assert str(error).startswith("create_graph=True: this operation can be differentiated once; leave it out")
+            continue
+        ahead, behind = (penalty(objective, batch.hidden + step * along) for step in (1e-5, -1e-5))
+        assert_close((slope * along).sum(), (ahead - behind) / 2e-5, 1e-4)
+
+
 @for_every_case_of_full_support
 def test_gradients_stay_right_as_p_goes_to_one(case):
     """The gradient is about ``1 - p`` there: computed as that difference, float32 leaves no correct digit."""

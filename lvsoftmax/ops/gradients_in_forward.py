@@ -5,7 +5,8 @@ That takes weights known beforehand, and fixes the number of derivatives to one.
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from lvsoftmax.ops.once_differentiable import once_differentiable
 
 
 class GradientsInForward(torch.autograd.Function):

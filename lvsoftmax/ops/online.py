@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lvsoftmax.ops.numerics import product_dtype, upcast
+from lvsoftmax.ops.once_differentiable import once_differentiable
 
 
 class Running(NamedTuple):

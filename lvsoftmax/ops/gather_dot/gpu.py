@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
 from lvsoftmax.ops.inputs import check_vocabulary
+from lvsoftmax.ops.once_differentiable import once_differentiable
 from lvsoftmax.ops.pairs import spread
 from lvsoftmax.ops.pairs_gpu import table_sums, token_sums
 from lvsoftmax.ops.tiles import dense_rows, empty, next_power_of_2, ratio, sum_type, tile_size

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
 from lvsoftmax.ops.backends import CppLibrary
 from lvsoftmax.ops.buffers import recycled
 from lvsoftmax.ops.inputs import check_vocabulary
 from lvsoftmax.ops.numerics import upcast
+from lvsoftmax.ops.once_differentiable import once_differentiable
 from lvsoftmax.ops.pairs import spread
 
 LIBRARY = CppLibrary(Path(__file__).with_name("kernel.cpp"))

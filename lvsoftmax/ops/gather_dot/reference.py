@@ -6,9 +6,9 @@ file for the derivation.
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lvsoftmax.ops.numerics import upcast
+from lvsoftmax.ops.once_differentiable import once_differentiable
 from lvsoftmax.ops.pairs import pair_gradients, pair_products
 
 

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lvsoftmax.ops.inputs import check_operands, check_vocabulary
 from lvsoftmax.ops.numerics import upcast
+from lvsoftmax.ops.once_differentiable import once_differentiable
 from lvsoftmax.ops.pairs import bag_starts, pair_gradients, pair_products
 
 

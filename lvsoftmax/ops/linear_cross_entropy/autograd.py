@@ -7,7 +7,6 @@ name in ``BACKENDS`` or ``auto``; values are float32, or float64 where ``hidden`
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lvsoftmax.ops.backends import Backends, triton
 from lvsoftmax.ops.gradients_in_forward import GradientsInForward, is_differentiated
@@ -15,6 +14,7 @@ from lvsoftmax.ops.inputs import check_operands
 from lvsoftmax.ops.linear_cross_entropy import gpu, native, reference
 from lvsoftmax.ops.linear_cross_entropy.reference import cast
 from lvsoftmax.ops.numerics import product_dtype, softplus, sum_dtype, upcast
+from lvsoftmax.ops.once_differentiable import once_differentiable
 
 BACKENDS = Backends(triton=triton, cpp=native.LIBRARY.obstacle)
 

@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lvsoftmax.ops.gradients_in_forward import GradientsInForward, is_differentiated
 from lvsoftmax.ops.linear_cross_entropy.autograd import BACKENDS, KERNELS
 from lvsoftmax.ops.linear_cross_entropy.reference import accumulate, blocks, cast, room, softmax_block, zeros
 from lvsoftmax.ops.numerics import product_dtype, softplus, sum_dtype
+from lvsoftmax.ops.once_differentiable import once_differentiable
 
 
 def banded_cross_entropy(

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lvsoftmax.ops.gradients_in_forward import GradientsInForward, is_differentiated
 from lvsoftmax.ops.inputs import check_operands
 from lvsoftmax.ops.linear_cross_entropy.reference import accumulate, blocks, cast, room, zeros
 from lvsoftmax.ops.numerics import product_dtype, sum_dtype, upcast
+from lvsoftmax.ops.once_differentiable import once_differentiable
 from lvsoftmax.ops.pairs import bag_starts, pair_gradients
 from lvsoftmax.ops.sparse import FEW, Entries, at_entries, fenchel_young, row_sums, solve
 

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lvsoftmax.ops.backends import Backends
 from lvsoftmax.ops.gradients_in_forward import GradientsInForward, is_differentiated
@@ -29,6 +28,7 @@ from lvsoftmax.ops.linear_cross_entropy.autograd import per_token, weighted_sum
 from lvsoftmax.ops.linear_cross_entropy.reference import accumulate, blocks, cast, room, zeros
 from lvsoftmax.ops.normalisers import Exponential, Normaliser, Sigmoidal, Spherical, Taylor
 from lvsoftmax.ops.numerics import product_dtype, sum_dtype, upcast
+from lvsoftmax.ops.once_differentiable import once_differentiable
 
 NORMALISED_BACKENDS = Backends(cpp=native.LIBRARY.obstacle)
 

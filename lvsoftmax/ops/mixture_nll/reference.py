@@ -10,12 +10,12 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lvsoftmax.ops.gradients_in_forward import GradientsInForward, is_differentiated
 from lvsoftmax.ops.linear_cross_entropy import BACKENDS, linear_cross_entropy, reference
 from lvsoftmax.ops.linear_cross_entropy.reference import accumulate, cast, room, zeros
 from lvsoftmax.ops.numerics import product_dtype, sum_dtype, upcast
+from lvsoftmax.ops.once_differentiable import once_differentiable
 from lvsoftmax.ops.softmax import log_softmax, logsumexp
 
 

@@ -7,9 +7,9 @@ rows of a row-sparse gradient. A token whose target does not exist has the loss 
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lvsoftmax.ops.inputs import check_vocabulary
+from lvsoftmax.ops.once_differentiable import once_differentiable
 from lvsoftmax.ops.pairs_gpu import table_gradients, token_sums
 from lvsoftmax.ops.tiles import dense_rows, empty, next_power_of_2, ratio, sum_type, tile_size
 

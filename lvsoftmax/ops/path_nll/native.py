@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lvsoftmax.ops.backends import CppLibrary
 from lvsoftmax.ops.buffers import empty_rows, recycled
 from lvsoftmax.ops.gradients_in_forward import GradientsInForward
 from lvsoftmax.ops.inputs import check_vocabulary
 from lvsoftmax.ops.numerics import upcast
+from lvsoftmax.ops.once_differentiable import once_differentiable
 from lvsoftmax.ops.pairs import spread
 
 LIBRARY = CppLibrary(Path(__file__).with_name("kernel.cpp"))

@@ -9,10 +9,10 @@ README.md beside this file for the derivation.
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lvsoftmax.ops.inputs import look_up
 from lvsoftmax.ops.numerics import softplus, upcast
+from lvsoftmax.ops.once_differentiable import once_differentiable
 from lvsoftmax.ops.pairs import bag_starts, pair_gradients, pair_products
 
 
