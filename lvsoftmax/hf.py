@@ -1,9 +1,11 @@
 """Output layers on Hugging Face's causal language models; the only module that imports transformers.
 
-model = AutoModelForCausalLM.from_pretrained("gpt2")
-counts = token_counts(dataset["input_ids"], model.config.vocab_size)
-layer = Permuted.from_counts(functools.partial(SampledSoftmax, model.config.hidden_size), counts)
-model = replace_head(model, layer, from_head=True)
+A tokeniser's ids are no frequency ranks, which is what ``Permuted`` is for::
+
+    model = AutoModelForCausalLM.from_pretrained("gpt2")
+    counts = token_counts(dataset["input_ids"], model.config.vocab_size)
+    layer = Permuted.from_counts(functools.partial(SampledSoftmax, model.config.hidden_size), counts)
+    model = replace_head(model, layer, from_head=True)
 """
 
 import functools
@@ -35,7 +37,8 @@ class WithOutputLayer(nn.Module):
         loss = 1/n sum over them of output.forward(hidden_t, label_(t+1), previous=id_t)
 
     With ``exact=True`` it is the exact ``output.nll`` in the place of the objective, and ``exp(loss)`` the perplexity.
-    Neither depends on ``self.training``: what ``Trainer.evaluate`` reports of a surrogate is no likelihood, unless by::
+    Neither depends on ``self.training``: what ``Trainer.evaluate`` reports of a surrogate is no likelihood, and what
+    this does is one::
 
         class ExactTrainer(Trainer):
             def prediction_step(self, model, inputs, *args, **options):
@@ -122,8 +125,8 @@ def replace_head(model: Any, output: OutputLayer, *, tie: bool = False, from_hea
     ``Trainer``, goes on working. What some models do to the hidden vectors before the head, or to its logits, is left
     out with it; a cap is an option of ``FullSoftmax``.
 
-    It remains to the training loop to call the layer's ``observe`` and ``refresh``, and to have an optimiser that takes
-    its gradients: the one that ``Trainer`` makes, and its clipping, take none that are row-sparse.
+    The layer's ``observe`` and ``refresh`` remain to the training loop. For ``Trainer``, whose optimisers and clipping
+    take no row-sparse gradients, build the layer with ``sparse=False``.
 
     To load a ``state_dict``, replace the head of a model of the same configuration first.
 

@@ -1,4 +1,4 @@
-"""Faults in what trains and evaluates: optimisers, checks, calibration, evaluation, runs."""
+"""Faults in what trains and evaluates: optimisers, checks, calibration, evaluation, runs, other libraries' models."""
 
 from planted.fault import fault
 
@@ -90,5 +90,20 @@ FAULTS = [
         "diagnostics: hidden vectors of an autocast that has ended",
         "test_layers_extremes.py -k diagnosed",
         ("layers/negative_sampling.py", "hidden = hidden.to(self.weight.dtype)", "pass"),
+    ),
+    fault(
+        "Hugging Face: a token is predicted by what has read it",
+        "test_hf.py",
+        ("hf.py", "hidden, target = hidden[:, :-1][counted],", "hidden, target = hidden[:, 1:][counted],"),
+    ),
+    fault(
+        "Hugging Face: every batch of a step has a mean of its own",
+        "test_hf.py",
+        ("hf.py", "len(target) if num_items_in_batch is None else num_items_in_batch", "len(target)"),
+    ),
+    fault(
+        "Hugging Face: the layer's table in the order of the head's",
+        "test_hf.py",
+        ("hf.py", "layer.weight[order] = weight.to(layer.weight)", "layer.weight.copy_(weight)"),
     ),
 ]
