@@ -7,7 +7,8 @@ import pytest
 from synthetic_runs import make_run
 
 from experiments import ship
-from experiments.reading import read
+from experiments.cli import compose_config
+from experiments.reading import NOT_CONDITIONS, flat, read
 from experiments.study import KEPT
 
 
@@ -63,3 +64,11 @@ def test_no_study_is_one_line(tmp_path, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
     assert not (tmp_path / "kept").exists()
+
+
+@pytest.mark.parametrize("record", sorted(ship.RESULTS.glob("studies/*/study.json")), ids=lambda path: path.parent.name)
+def test_the_command_of_what_ships_still_means_what_was_run(record):
+    run = read(ship.RESULTS / "runs" / json.loads(record.read_text())["runs"][0])
+    now = flat(compose_config("train", run.environment["command"][1:]))
+    then = {key: value for key, value in flat(run.config).items() if not key.startswith(NOT_CONDITIONS)}
+    assert {key: now.get(key) for key in then} == then
