@@ -44,20 +44,22 @@ def is_exact(name: str) -> bool | None:
 def advice(comparisons: Sequence[tuple[str, Comparison]], scaling: Scaling | None) -> dict[str, Any]:
     """Return the evidence as plain values.
 
+    What a layer costs on generated text, whose source many of them can represent, says nothing of real text: it is
+    evidence only where there is no other.
+
     Args:
         comparisons: settings, and where on the page each is shown.
         scaling: step times over the vocabulary.
     """
+    compared = [(place, one) for place, one in comparisons if one.reference and len(one.finished) > 1]
+    real = [(place, one) for place, one in compared if not one.generated]
     return {
         "scaling": scaling and {
             "tokens": scaling.tokens,
             "hidden": scaling.hidden,
             "layers": [_curve(growth) for growth in scaling.growths],
         },
-        "settings": [
-            _quality(place, comparison) for place, comparison in comparisons
-            if comparison.reference and len(comparison.finished) > 1
-        ],
+        "settings": [_quality(place, comparison) for place, comparison in real or compared],
     }  # fmt: skip
 
 

@@ -32,10 +32,10 @@ class Bands:
         if not comparison.finished:
             return None
         frame = _frame(comparison.finished[0].finished[0])
-        reference = comparison.reference.finished if comparison.reference else ()
+        reference = _framed(comparison.reference, frame) if comparison.reference else []
         rows = []
         for row in comparison.finished:
-            runs = [run for run in row.finished if _frame(run) == frame]
+            runs = _framed(row, frame)
             losses = []
             for index in range(len(frame)):
                 column = Column(
@@ -48,6 +48,11 @@ class Bands:
         total = sum(tokens for *_, tokens in frame) or 1
         labels = [f"{first + 1:,}" if first == last else f"{first + 1:,}–{last + 1:,}" for first, last, _ in frame]
         return cls(labels, [tokens / total for *_, tokens in frame], bool(reference), rows)
+
+
+def _framed(row: Row, frame: list[tuple[int, int, int]]) -> list[Run]:
+    """Return the finished runs whose bands are those."""
+    return [run for run in row.finished if _frame(run) == frame]
 
 
 def _frame(run: Run) -> list[tuple[int, int, int]]:

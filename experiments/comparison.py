@@ -262,6 +262,11 @@ class Comparison:
         return None
 
     @property
+    def generated(self) -> bool:
+        """Whether the text is a made one, whose source is known."""
+        return _generated(self.runs)
+
+    @property
     def has_verdicts(self) -> bool:
         """Whether there were seeds enough for any."""
         return any(row.verdict for row in self.rows)
@@ -282,10 +287,13 @@ class Comparison:
         return math.fsum(times) / len(times)
 
     def frontier(self, cost: Callable[[Row], float]) -> list[Row]:
-        """Return the layers that no other beats in perplexity and cost at once, the cheapest first."""
+        """Return the layers that no other beats in perplexity and cost at once, the cheapest first.
+
+        Those that lack one of the two take no part.
+        """
+        known = [row for row in self.finished if math.isfinite(row.perplexity) and math.isfinite(cost(row))]
         found: list[Row] = []
-        for row in sorted((row for row in self.finished if math.isfinite(row.perplexity)),
-                          key=lambda row: (cost(row), row.perplexity)):  # fmt: skip
+        for row in sorted(known, key=lambda row: (cost(row), row.perplexity)):
             if not found or row.perplexity < found[-1].perplexity:
                 found.append(row)
         return found
@@ -392,9 +400,11 @@ def _losses(runs: Sequence[Run], *, smoothed: bool) -> dict[int, float]:
 
 def _place(setting: Setting, runs: list[Run]) -> tuple[bool, int, Setting]:
     """Return what settings are ordered by: real text comes before generated text, small vocabularies before large."""
-    results = [run.result for run in runs if run.result]
-    generated = any(result["test"].get("source_nll") is not None for result in results)
-    return generated, max((result["vocabulary"] for result in results), default=0), setting
+    return _generated(runs), max((run.result["vocabulary"] for run in runs if run.result), default=0), setting
+
+
+def _generated(runs: Iterable[Run]) -> bool:
+    return any(run.result["test"].get("source_nll") is not None for run in runs if run.result)
 
 
 def _labels(runs: Iterable[Run]) -> dict[str, str]:

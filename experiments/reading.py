@@ -21,6 +21,14 @@ NOT_CONDITIONS = ("output.", "name.output", "name.study", "seed", "run.", "wandb
 NOT_ENVIRONMENT = ("command", "identity", "backend")
 """The same of the environment."""
 
+NEEDED = ("layer", "seed", "train_steps", "train_tokens", "train_seconds")
+"""Columns of a run's record that diverged runs have, too."""
+
+OLDER_RUNS_LACK = ("coverage", "epsilon_perplexity", "output_flops_per_token")
+"""Ends of columns that came later."""
+
+POSITIVE = ("perplexity", "tokens_per_second")
+"""Ends of columns of which logarithms are taken."""
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """LibYAML's, where PyYAML was built with it: a page about hundreds of runs shall not wait for their configurations."""
@@ -191,10 +199,22 @@ def _json(file: Path) -> dict[str, Any]:
 def _check(run: Run) -> None:
     """Fail on any field the page needs now, while the folder can still be left out."""
     for column, value in run.record().items():
+        needed = column in NEEDED or (run.result and not column.endswith(OLDER_RUNS_LACK))
+        if value is None and not needed:
+            continue
         words = column in ("layer", "status", "folder")
-        if not isinstance(value, str if words else int | float | None):
+        if not isinstance(value, str if words else int | float) or (column.endswith(POSITIVE) and value <= 0):
             raise RunError(f"damaged: {column} is {value!r}")
-    _ = (run.samples, run.machine, run.revision, run.config["budget"].items(), run.config["output"].items())
+    for part in ("valid", "test") if run.result else ():
+        loss, perplexity = (run.result[part][name] for name in ("nll", "perplexity"))
+        if math.isfinite(perplexity) and not math.isclose(loss, math.log(perplexity), abs_tol=1e-3):
+            raise RunError(f"damaged: a {part} perplexity of {perplexity:.6g} is not that of a loss of {loss:.6g} nats")
+    setting = {f"name.{name}": (run.config["name"].get(name, ""), str) for name in ("data", "model")}
+    setting |= {f"budget.{name}": (limit, int | float | None) for name, limit in run.config["budget"].items()}
+    for name, (value, kind) in setting.items():
+        if not isinstance(value, kind):
+            raise RunError(f"damaged: {name} is {value!r}")
+    _ = (run.samples, run.machine, run.revision, run.config["output"].items())
     for point in run.curve:
         _ = point["tokens"] + point["seconds"] + point["perplexity"]
     for band in run.result["test"]["bands"] if run.result else ():

@@ -28,12 +28,14 @@ class Point:
         seconds: median time of the loss and all gradients of a step.
         flops: counted operations of the same; None where they cannot be counted.
         memory: bytes of parameters and gradients and of what a step takes beyond them; None where not measured.
+        over_full: the time over full softmax's, median of the ratios within a round; None where that was not raced.
     """
 
     vocab: int
     seconds: float
     flops: float | None
     memory: float | None
+    over_full: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +166,7 @@ def _point(line: dict[str, str]) -> Point:
     seconds = float(line["train_seconds"])
     if not seconds > 0:
         raise ValueError(f"train_seconds is {seconds}")
-    return Point(int(line["vocab"]), seconds, number("flops"), memory)
+    return Point(int(line["vocab"]), seconds, number("flops"), memory, number("train_over_full_softmax"))
 
 
 def _machine(folder: Path) -> dict[str, str]:

@@ -5,7 +5,6 @@ Reads ``runs/<text>/<run>``, ``studies/<study>/study.json`` and ``benchmark/<stu
 report, beside the runs.
 """
 
-import math
 from pathlib import Path
 
 from experiments import drawing, report, wording
@@ -48,8 +47,9 @@ def section(found: Survey, figures: dict[str, str], growth: str = "") -> str:
         picture = f"\n![Test perplexity against training time, {comparison.setting}]({place})\n" if place else ""
         parts.append(f"**{_title(comparison)}**: {sentence(comparison)}\n\n{table(comparison)}{picture}")
     note = (
-        "Perplexities are exact; in brackets 95 % intervals over seeds. Verdicts are paired by seed and corrected for "
-        "the number of layers (Holm); without three seeds there is none.\n"
+        "Perplexities are exact; in brackets 95 % intervals over seeds, each for its layer alone. Verdicts are paired "
+        "by seed and corrected for the number of layers (Holm), so that *not distinguishable* may stand beside an "
+        "interval without zero; it does not mean equal. Without three seeds there is no verdict.\n"
     )
     return "\n".join([*parts, note, *filter(None, [growth])]) if parts else NOTHING
 
@@ -83,19 +83,23 @@ def _shown(comparison: Comparison, row: Row, name: str) -> str:
 def growth(scaling: Scaling, figure: str) -> str:
     """Return, for each layer, how many times faster than the full softmax it is at each size of vocabulary.
 
+    Layers are raced in groups, at different moments: the ratios are those to the full softmax of the same rounds.
+
     Args:
         scaling: measured step times.
         figure: the address of their picture.
     """
-    seconds = {one.contestant: {point.vocab: point.seconds for point in one.points} for one in scaling.growths}
-    reference = seconds.get(REFERENCE, {})
-    sizes = [vocab for vocab in scaling.vocabs if vocab in reference]
+    paces = {
+        one.contestant: {point.vocab: 1 / point.over_full for point in one.points if point.over_full}
+        for one in scaling.growths
+    }
+    sizes = [vocab for vocab in scaling.vocabs if vocab in paces.get(REFERENCE, {})]
     if not sizes:
         return ""
     lines = []
-    for one in sorted(scaling.growths, key=lambda one: seconds[one.contestant].get(sizes[-1], math.inf)):
-        own = seconds[one.contestant]
-        cells = [wording.times(reference[vocab] / own[vocab]) if vocab in own else "" for vocab in sizes]
+    for one in sorted(scaling.growths, key=lambda one: -paces[one.contestant].get(sizes[-1], 0.0)):
+        own = paces[one.contestant]
+        cells = [wording.times(own[vocab]) if vocab in own else "" for vocab in sizes]
         power = one.power("seconds")
         label = one.label[0].lower() + one.label[1:]
         exponent = wording.power(power.exponent) if power else ""

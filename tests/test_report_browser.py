@@ -200,6 +200,21 @@ def test_advice_where_the_nearest_vocabulary_saw_no_layer_that_could_fit(browser
     page.close()
 
 
+def test_advice_says_where_a_layer_was_timed_with_other_options(browser, tmp_path):
+    folders = [
+        make_run(tmp_path, "full_softmax", vocabulary=10_000),
+        make_run(tmp_path, "sampled_softmax", vocabulary=10_000, output={"samples": 2000}),
+    ]
+    benchmark = make_benchmark(tmp_path / "v" / "results.csv")
+    (tmp_path / "report.html").write_text(
+        report.html(report.Report.of(folders, "Other options", (), [benchmark], tmp_path / "nothing"))
+    )
+    page = browser.new_page()
+    page.goto((tmp_path / "report.html").as_uri())
+    assert "ms, timed with the options of its yaml, full softmax's" in ask(page, 10_000, 256)[0]
+    page.close()
+
+
 def test_advice_between_measured_sizes_and_beyond_them(page):
     # Full softmax is linear in V: at 31,623 words 3.16 s for the measured step, at 10 million 1,000 s.
     form = page.locator("form.advice")

@@ -72,6 +72,40 @@ def other_corpus(folder):
     (folder / "config.yaml").write_text(text.replace("data: sotu", "data: ptb"))
 
 
+def perplexity_below_zero(folder):
+    change_result(folder, lambda result: result["test"].update(perplexity=-3))
+
+
+def no_speed(folder):
+    change_result(folder, lambda result: result["train"].update(tokens_per_second=0))
+
+
+def null_for_memory(folder):
+    change_result(folder, lambda result: result["memory"].update(peak_bytes=None))
+
+
+def loss_of_another_perplexity(folder):
+    change_result(folder, lambda result: result["test"].update(nll=1.0))
+
+
+def no_seed(folder):
+    change_config(folder, "seed: 1", "seed: null")
+
+
+def words_for_a_budget(folder):
+    change_config(folder, "tokens: 1000000", "tokens: many")
+
+
+def text_without_a_name(folder):
+    change_config(folder, "data: sotu", "data: null")
+
+
+def change_config(folder, old, new):
+    text = (folder / "config.yaml").read_text()
+    assert text.count(old) == 1
+    (folder / "config.yaml").write_text(text.replace(old, new))
+
+
 FAULTS = {
     no_config: "no run folder",
     no_result: "not finished",
@@ -84,6 +118,13 @@ FAULTS = {
     result_is_a_list: "damaged",
     binary_config: "damaged",
     config_of_something_else: "damaged",
+    perplexity_below_zero: "damaged: test_perplexity is -3",
+    no_speed: "damaged: train_tokens_per_second is 0",
+    null_for_memory: "damaged: peak_bytes is None",
+    loss_of_another_perplexity: "damaged: a test perplexity of 150 is not that of a loss of 1 nats",
+    no_seed: "damaged: seed is None",
+    words_for_a_budget: "damaged: budget.tokens is 'many'",
+    text_without_a_name: "damaged: name.data is None",
     other_vocabulary: "vocabulary is 17999, here 18000",
     other_test_text: "number of test tokens",
     other_corpus: "nothing else was run on ptb",
@@ -190,6 +231,26 @@ def test_a_finished_run_that_predicts_nothing_has_diverged(tmp_path, value):
     assert comparison.rows[-1].note == "diverged at step 2,500" and comparison.reference is None
     written(folders, tmp_path)
     assert "diverged at step 2,500" in (tmp_path / "report.html").read_text()
+
+
+def test_words_are_banded_as_in_the_best_layer_and_a_run_banded_otherwise_has_no_loss_there(tmp_path):
+    folders = [make_run(tmp_path, "full_softmax", seed=seed, perplexity=160.0) for seed in (1, 2)]
+    folders += [make_run(tmp_path, "sampled_softmax", seed=seed) for seed in (1, 2)]
+    change_result(folders[0], lambda result: result["test"].update(bands=result["test"]["bands"][:2]))
+    sampled, full = (losses for _, losses in Bands.of(comparison_of(folders)).rows)
+    assert full == [0.0] * 5 and sampled == pytest.approx([math.log(150 / 160)] * 5)
+
+
+def test_a_layer_whose_memory_was_not_measured_is_on_no_frontier_of_memory(tmp_path):
+    folders = [
+        make_run(tmp_path / "runs", "full_softmax", perplexity=100.0, peak_bytes=0),
+        make_run(tmp_path / "runs", "sampled_softmax"),
+    ]
+    comparison = written(folders, tmp_path)
+    assert [row.label for row in comparison.frontier(report.memory_of)] == ["Sampled softmax"]
+    assert "by memory\nsampled softmax." in (tmp_path / "report.html").read_text()
+    change_result(folders[1], lambda result: result["memory"].update(peak_bytes=0))
+    assert "by memory" not in report.html(report.Report.of(folders, "Study", (), (), tmp_path / "nothing"))
 
 
 def test_overflowing_validations_do_not_reach_the_figures(tmp_path):

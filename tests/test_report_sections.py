@@ -138,6 +138,20 @@ def test_evidence_is_what_the_tables_say(seeds, tmp_path):
     assert curve["points"][1][:2] == [10_000, 0.05] and curve["exact"]
 
 
+def test_generated_text_is_evidence_only_where_there_is_no_other(seeds, tmp_path):
+    generated = make_sweep(tmp_path)
+    for folder in generated:
+        result = json.loads((folder / "result.json").read_text())
+        result["test"]["source_nll"] = 4.9
+        (folder / "result.json").write_text(json.dumps(result))
+    alone, both = (
+        advice([(one.setting.data, one) for one in survey(folders, "").comparisons], None)["settings"]
+        for folders in (generated, [*generated, *seeds])
+    )
+    assert [one["place"] for one in alone] == ["zipf"]
+    assert [one["place"] for one in both] == ["ptb", "wikitext2", "enwiki2014"]
+
+
 def test_options_that_a_yaml_has_already_are_none_of_a_runs_own(tmp_path):
     own = {"samples": 64, "noise": "unigram", "backend": "cpp", "sparse": False}
     assert own_options(read(make_run(tmp_path, "sampled_softmax", output=own))) == {"samples": "64"}

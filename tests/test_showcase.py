@@ -6,6 +6,7 @@ import pytest
 from synthetic_runs import GROWTH, make_benchmark, make_run, make_seeds
 
 from experiments import showcase, wording
+from experiments.scaling import Scaling
 
 
 @pytest.fixture
@@ -45,6 +46,14 @@ def test_tables_figures_and_report_come_from_the_runs(readme, tmp_path):
         ]
         assert times[label] == (*map(wording.times, expected), f"{power:.2f}"), label
     assert (results / "report" / "report.html").exists() and (results / "report" / "layers.csv").exists()
+
+
+def test_how_much_faster_is_a_ratio_within_the_rounds_of_a_race(tmp_path):
+    path = make_benchmark(tmp_path / "v" / "results.csv")
+    assert path.read_text().count(",0.05,0.05,") == 1  # the tree at 10,000 words: seconds, and over full softmax
+    path.write_text(path.read_text().replace(",0.05,0.05,", ",0.05,0.04,"))
+    text = showcase.growth(Scaling.read(path), "figure.svg")
+    assert re.search(r"\| hierarchical softmax \| \S+ \| 25× \|", text), text
 
 
 def test_a_readme_without_the_marks_is_left_alone(readme, tmp_path):

@@ -56,7 +56,7 @@
   };
 
   const pace = (row, full) => row.seconds && full.seconds
-    ? `its part of a step takes ${time(row.seconds)}, full softmax's ${time(full.seconds)}`
+    ? `its part of a step takes ${time(row.seconds)}${row.alike ? "" : ", timed with the options of its yaml"}, full softmax's ${time(full.seconds)}`
     : `it trains ${figures(row.speedUp)} times as fast as full softmax there`;
 
   const advise = () => {
@@ -98,7 +98,7 @@
     if (nearer) {
       notes.push([element("a", nearer.title, { href: nearer.place }), `, V ${number(nearer.vocab)}, is nearer to yours, but no layer trained on its likelihood was compared with the full softmax there. As for V ${number(setting.vocab)}, ${differs}`]);
     } else if (factor > 2) {
-      notes.push(`No vocabulary nearer to yours has been compared: ${differs}`);
+      notes.push(`That vocabulary is not yours: ${differs}`);
     }
     if (!rows.some((row) => row.verdict)) notes.push("Too few seeds for verdicts: the perplexities are means, and small differences mean nothing.");
     if (evidence.scaling) {
