@@ -195,7 +195,16 @@ class OutputLayer(nn.Module, ABC):
     # -- randomness ---------------------------------------------------------------------------------------------
 
     def generator(self, device: torch.device) -> torch.Generator:
-        """Return this layer's own random stream on ``device``; the global one is never touched."""
+        """Return this layer's own random stream on ``device``; the global one is never touched.
+
+        Raises:
+            RuntimeError: during a backward pass, which may only compute again what was drawn before.
+        """
+        if torch._C._current_graph_task_id() != -1:
+            raise RuntimeError(
+                "a checkpoint computes the objective again, and would draw other words; draw outside of it, "
+                "sample = layer.draw(hidden, target, previous), and give them: layer.loss(..., sample=sample)"
+            )
         key = str(device)
         if key not in self._generators:
             self._generators[key] = torch.Generator(device).manual_seed(self._seed)

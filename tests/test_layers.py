@@ -8,6 +8,7 @@ its own of the others, and some more.
 """
 
 import copy
+import functools
 
 import numpy as np
 import oracles
@@ -26,6 +27,7 @@ from cases import (
     gradients,
     randomise,
 )
+from torch.utils.checkpoint import checkpoint
 
 from lvsoftmax.layer import OutputLayer, unigram_log_prob
 
@@ -226,6 +228,34 @@ def test_use_leaves_the_global_random_stream_alone(case):
     layer.sample(batch.hidden)
     copy.deepcopy(layer)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@for_every_case
+def test_a_checkpoint_computes_again_with_the_draws_given_and_refuses_to_draw(case, use_reentrant):
+    """With others it would mix the gradients of the two."""
+    layer = randomise(case.build(**dense(case)).double())
+    batch = Batch.of(layer)
+    sample = batch.draw(layer)
+
+    def slopes(objective, again=False):
+        layer.zero_grad()
+        hidden = batch.hidden.detach().requires_grad_()
+        value = checkpoint(objective, hidden, use_reentrant=use_reentrant) if again else objective(hidden)
+        value.backward()
+        return [None if x.grad is None else x.grad.clone() for x in (hidden, *layer.parameters())]
+
+    def loss(hidden, sample=sample):
+        return layer.loss(hidden.tanh(), batch.target, batch.upstream, batch.previous, sample)
+
+    def forward(hidden, sample=sample):
+        return (batch.upstream * layer(hidden.tanh(), batch.target, batch.previous, sample)).sum()
+
+    for objective in (loss, forward):
+        assert_close(slopes(objective, again=True), slopes(objective), 1e-10)
+        if sample is not None:
+            with pytest.raises(RuntimeError, match=r"draw outside of it, sample = layer.draw\("):
+                slopes(functools.partial(objective, sample=None), again=True)
 
 
 # -- probabilities of zero --------------------------------------------------------------------------------------------

@@ -122,9 +122,9 @@ class _PerToken(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, upstream_N):
-        operands, plan = ctx.saved_tensors[:4], _Plan._make((*ctx.saved_tensors[4:], *ctx.sizes))
-        needed = ctx.needs_input_grad[:3]
-        return *_gradients("backward", plan, *operands, upstream_N, needed, ctx.sparse), *[None] * 4
+        hidden_ND, weight_MD, bias_M, slope_P, *plan = ctx.saved_tensors
+        operands, needed = (hidden_ND, weight_MD, bias_M, slope_P, upstream_N), ctx.needs_input_grad[:3]
+        return *_gradients("backward", _Plan(*plan, *ctx.sizes), *operands, needed, ctx.sparse), *[None] * 4
 
 
 class _WeightedSum(GradientsInForward):
