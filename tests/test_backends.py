@@ -156,6 +156,27 @@ def test_only_contiguous_tensors_of_the_cpu_become_pointers(source, cache):
             CppLibrary(source).call("scale", x, y, 4, 1.0, None)
 
 
+class Sharded(torch.Tensor):
+    """A tensor whose memory is somewhere else, as a DTensor's is."""
+
+    @staticmethod
+    def __new__(cls, whole: torch.Tensor):
+        return torch.Tensor._make_wrapper_subclass(cls, whole.shape, dtype=whole.dtype, device=whole.device)
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        raise NotImplementedError(func)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_a_tensor_without_memory_is_refused(source, cache):
+    """Its pointer is null: the function would read there. An empty tensor's may be."""
+    library, x = CppLibrary(source), torch.ones(4)
+    with pytest.raises(ValueError, match="a Sharded has no memory of its own.*register_fsdp_forward_method"):
+        library.call("scale", Sharded(x), x, 4, 1.0, None)
+    library.call("scale", torch.ones(0), torch.ones(0), 0, 1.0, None)
+
+
 def test_triton_says_what_it_needs(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     reason = backends.triton(torch.device("cpu"))

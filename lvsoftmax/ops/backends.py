@@ -153,7 +153,14 @@ class CppLibrary:
                 if not (argument.is_cpu and argument.is_contiguous()):
                     strides = argument.stride()
                     raise ValueError(f"a C function takes contiguous tensors of the CPU, not strides {strides}")
-                argument = argument.data_ptr()
+                pointer = argument.data_ptr()
+                if not pointer and argument.numel():
+                    raise ValueError(
+                        f"a {type(argument).__name__} has no memory of its own to compute with: under FSDP2 a layer's "
+                        "parameters are whole within its forward alone; call other methods from there, or name them to "
+                        "torch.distributed.fsdp.register_fsdp_forward_method"
+                    )
+                argument = pointer
             values.append(argument)
         return compiled(*values)
 
