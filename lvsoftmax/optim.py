@@ -26,6 +26,9 @@ a table, at a rate shared by the row. Running out of memory there leaves paramet
 
 State is float32 at least. Parameters in bfloat16 or float16 are updated in float32 and rounded once, but what is
 smaller than their last digit is lost: with autocast the parameters themselves stay in float32, which is better.
+
+Parameters sharded as DTensors (FSDP2) are updated by torch's unfused kernels: dense gradients, float32 or float64, and
+state by element.
 """
 
 import itertools
@@ -61,23 +64,27 @@ class _RowSparseOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        # What needs memory comes before the first change.
+        # What needs memory, and what cannot be done, comes before the first change.
         parameters = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
         started = {p: self._start(group, p) for p, group in parameters if not self._is_started(group, p)}
         rows = {p: _rows(p.grad) for p, _ in parameters if p.grad.is_sparse}
+        by_row = {p for p, group in parameters if p in rows or not self._fuses(group, p)}
+        _check(
+            _are_plain(by_row),
+            "a sharded parameter (DTensor) has no rows in memory to update: keep it in float32 or float64, its "
+            "gradient dense (sparse=False) and its state by element, not by row",
+        )
         self.state.update(started)
         for group in self.param_groups:
             fused = []
             for parameter in group["params"]:
-                gradient = parameter.grad
-                if gradient is None:
+                if parameter.grad is None:
                     continue
-                if parameter in rows:
-                    self._update_rows(group, parameter, *rows[parameter], self.state[parameter])
-                elif self._fuses(group, parameter):
-                    fused.append(parameter)
+                if parameter in by_row:
+                    touched, gradient = rows.get(parameter) or (None, parameter.grad)
+                    self._update_rows(group, parameter, touched, gradient, self.state[parameter])
                 else:
-                    self._update_rows(group, parameter, None, gradient, self.state[parameter])
+                    fused.append(parameter)
             if fused:
                 self._update(group, fused, [p.grad for p in fused], [self.state[p] for p in fused])
         return loss
@@ -156,7 +163,7 @@ class SGD(_RowSparseOptimizer):
             parameters,
             gradients,
             [state.get("momentum") for state in states],
-            fused=True,
+            fused=_are_plain(parameters) or None,
             lr=group["lr"],
             momentum=group["momentum"],
             weight_decay=group["weight_decay"],
@@ -228,7 +235,7 @@ class Adagrad(_RowSparseOptimizer):
             gradients,
             [state["sum"] for state in states],
             [torch.zeros(())] * len(states),  # steps serve a decay of the rate, which the schedules do here
-            fused=True if all(p.device.type == "cpu" for p in parameters) else None,  # no fused kernel on CUDA
+            fused=(_are_plain(parameters) and all(p.is_cpu for p in parameters)) or None,  # no fused kernel on CUDA
             lr=group["lr"],
             weight_decay=group["weight_decay"],
             lr_decay=0.0,
@@ -417,10 +424,15 @@ def _zeros(parameter: Tensor, size: str = "element") -> Tensor:
     dtype = torch.promote_types(parameter.dtype, torch.float32)
     if _keeps_one_per_row(parameter, size):
         return parameter.new_zeros(len(parameter), *(1 for _ in parameter.shape[1:]), dtype=dtype)
-    if parameter.ndim == 2 and type(parameter) in (Tensor, Parameter) and parameter.is_cpu:
+    if parameter.ndim == 2 and parameter.is_cpu and _are_plain([parameter]):
         rows, width = parameter.shape
         return empty_table(rows, width, dtype).zero_()
     return torch.zeros_like(parameter, dtype=dtype)
+
+
+def _are_plain(parameters: Iterable[Tensor]) -> bool:
+    """Return whether all are torch's own tensors: fused kernels, and updates by row, know no DTensor of FSDP2."""
+    return all(type(parameter) in (Tensor, Parameter) for parameter in parameters)
 
 
 def _check_size(name: str, size: str) -> None:
