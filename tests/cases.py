@@ -267,13 +267,13 @@ def assert_mean(values: Tensor, expected: Tensor) -> None:
 
 
 class LargestResult(TorchDispatchMode):
-    """Remembers the size of the largest tensor that any operation returned."""
+    """Remembers how many entries the largest dense result of an operation has, and all of them together (``total``)."""
 
-    entries = 0
+    entries = total = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         for x in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(x, torch.Tensor):
-                self.entries = max(self.entries, x.numel())
+            if isinstance(x, torch.Tensor) and not x.is_sparse:
+                self.entries, self.total = max(self.entries, x.numel()), self.total + x.numel()
         return result

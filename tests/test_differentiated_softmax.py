@@ -3,8 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import COUNTS, assert_close, randomise, zipf_counts
-from torch.utils._python_dispatch import TorchDispatchMode
+from cases import COUNTS, LargestResult, assert_close, randomise, zipf_counts
 from torch.utils.flop_counter import FlopCounterMode
 
 from lvsoftmax.layers.differentiated_softmax import DifferentiatedSoftmax
@@ -82,19 +81,6 @@ def test_one_gradient_alone(backend, wanted):
         banded_cross_entropy_loss(inputs, weights, bias, target, ones, backend=backend),
     ):
         assert_close(torch.autograd.grad(actual, variables[wanted]), expected, 1e-12)
-
-
-class LargestResult(TorchDispatchMode):
-    """Remembers the size of the largest tensor that any operation returned."""
-
-    entries = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for x in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(x, torch.Tensor):
-                self.entries = max(self.entries, x.numel())
-        return result
 
 
 def test_no_array_holds_a_logit_per_token_and_word(blocks_of_four_tokens):

@@ -4,8 +4,7 @@ import math
 
 import pytest
 import torch
-from cases import COUNTS, assert_close, randomise, zipf_counts
-from torch.utils._python_dispatch import TorchDispatchMode
+from cases import COUNTS, LargestResult, assert_close, randomise, zipf_counts
 from torch.utils.flop_counter import FlopCounterMode
 
 from lvsoftmax.layers.full_softmax import FullSoftmax
@@ -142,19 +141,6 @@ def test_the_width_is_a_share_of_the_hidden_size():
         layer.embed(torch.tensor([0]))
     layer = MixtureOfSoftmaxes(8, COUNTS)
     assert torch.equal(layer.embed(torch.tensor([5])), layer.weight[5:6])
-
-
-class LargestResult(TorchDispatchMode):
-    """Remembers the size of the largest tensor that any operation returned."""
-
-    entries = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for x in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(x, torch.Tensor):
-                self.entries = max(self.entries, x.numel())
-        return result
 
 
 def test_no_array_holds_a_logit_per_token_expert_and_word(blocks_of_four_tokens):
