@@ -15,6 +15,7 @@ torch.
 
 import argparse
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ from experiments.reading import conditions, differing
 from experiments.scaling import FITTED_FROM, Scaling, holds_step_times
 from experiments.sentences import answer, caveats, growth_sentence, overview, sentence, subtitle, winners
 from experiments.statistics import SEEDS_FOR_A_VERDICT
-from experiments.style import OF_REFERENCE, Style, styles
+from experiments.style import OF_REFERENCE, STYLES, Style, styles
 from experiments.tables import text_table
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -130,9 +131,14 @@ class Report:
     def looks(self) -> dict[str, Style]:
         """How each label is drawn: a layer alike everywhere on the page."""
         looks = {row.label: row.style for row in self.survey.rows}
-        taken = set(looks.values())
-        free = (style for style in styles() if style not in taken)
-        for growth in self.scaling.growths if self.scaling else ():
+        growths = self.scaling.growths if self.scaling else ()
+        taken, beside = set(looks.values()), {looks.get(growth.label) for growth in growths}
+        free = itertools.chain(  # best what no layer has, then what none in the same figure has
+            (style for style in STYLES if style not in taken),
+            (style for style in STYLES if style in taken and style not in beside),
+            styles(),
+        )
+        for growth in growths:
             if growth.label not in looks:
                 plain = growth.contestant == "full_softmax" and OF_REFERENCE not in taken
                 looks[growth.label] = OF_REFERENCE if plain else next(free)

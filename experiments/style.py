@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator
 
 
@@ -24,9 +25,14 @@ DASHES = ("solid", "dash", "dot", "dashdot")
 OF_REFERENCE = Style("ink", "#1a1a1a", "circle", "solid")
 
 
+# No two alike: colour by colour, each time round with other markers and dashes.
+STYLES = tuple(
+    Style(f"layer-{place}", colour, MARKERS[(place + cycle) % len(MARKERS)], DASHES[cycle % len(DASHES)])
+    for cycle in range(math.lcm(len(MARKERS), len(DASHES)))
+    for place, colour in enumerate(COLOURS)
+)
+
+
 def styles() -> Iterator[Style]:
-    """Yield style after style, no two alike."""
-    for index in itertools.count():
-        cycle, place = divmod(index, len(COLOURS))
-        marker = MARKERS[(place + cycle) % len(MARKERS)]
-        yield Style(f"layer-{place}", COLOURS[place], marker, DASHES[cycle % len(DASHES)])
+    """Yield style after style, and begin again after the last."""
+    return itertools.cycle(STYLES)

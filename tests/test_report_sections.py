@@ -14,6 +14,7 @@ from experiments.advice import advice, is_exact, own_options
 from experiments.comparison import survey
 from experiments.reading import read
 from experiments.scaling import Scaling
+from experiments.style import STYLES
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +87,19 @@ def test_exponents_are_recovered(tmp_path):
     full = next(growth for growth in scaling.growths if growth.name == "full_softmax")
     assert full.power("memory").exponent == pytest.approx(1) and full.points[0].memory == 1000 * (4 * 257 + 1028 + 100)
     assert scaling.conditions["processor"] == "A processor" and scaling.conditions["clock"] == "CPU time"
+
+
+def test_more_labels_than_styles_share_them_but_not_within_a_figure(tmp_path):
+    """Every style is taken by a run's label; the lines of growth still find ones that no other line has."""
+    folders = [
+        make_run(tmp_path, "sampled_softmax", output={"samples": samples}, digits=f"samples{samples}")
+        for samples in range(1, len(STYLES) + 2)
+    ]
+    benchmark = make_benchmark(tmp_path / "vocabulary" / "results.csv")
+    shown = report.Report.of(folders, "", (), [benchmark], tmp_path / "nothing")
+    styles = [shown.looks[growth.label] for growth in shown.scaling.growths]
+    assert len(set(styles)) == len(styles) == len(GROWTH)
+    assert set(STYLES) <= {row.style for row in shown.survey.rows}
 
 
 def test_options_of_a_contestant_are_read(tmp_path):
