@@ -35,7 +35,8 @@ class AdaptiveSoftmax(OutputLayer):
         p(w | h) = softmax(W_0 h + b_0)[w]                                             for w in the head
         p(w | h) = softmax(W_0 h + b_0)[tail k] softmax(W_k P_k h + b_k)[w]            for w in tail k = 1 ... K
 
-    In training a tail costs something only for the tokens whose targets are in it.
+    In training a tail costs something only for the tokens whose targets are in it; where there are none it gets no
+    gradient, and DistributedDataParallel must be told to expect that, ``find_unused_parameters=True``.
 
     Weights start uniform in plus or minus one over the root of the width they read, biases at the log frequencies of
     words and tails (counts raised by one), so that they alone are the smoothed unigram distribution. A tail narrower
