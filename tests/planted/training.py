@@ -87,6 +87,35 @@ FAULTS = [
         ("layer.py", "self._generators.clear()", "pass"),
     ),
     fault(
+        "random streams: an objective that a checkpoint computes again draws anew",
+        "test_layers.py -k computes_again",
+        ("layer.py", "if torch._C._current_graph_task_id() != -1:", "if False:"),
+    ),
+    fault(
+        "gradients: a second derivative lacks what goes through them, as under PyTorch's once_differentiable",
+        "test_layers_gradients.py -k differentiated_again",
+        (
+            "ops/once_differentiable.py",
+            "if torch.is_grad_enabled() and not torch.compiler.is_compiling():",
+            "if False:",
+        ),
+    ),
+    fault(
+        "sharded parameters: taken for those that fused kernels know",
+        "test_optim_sharded.py",
+        ("optim.py", "fused=_are_plain(parameters) or None", "fused=True"),
+    ),
+    fault(
+        "sharded parameters: updated by row, in a copy",
+        "test_optim_sharded.py",
+        ("optim.py", "            _are_plain(by_row),\n", "            True,\n"),
+    ),
+    fault(
+        "C++ backends: a tensor without memory is read",
+        "test_backends.py -k without_memory",
+        ("ops/backends.py", "if not pointer and argument.numel():", "if False:"),
+    ),
+    fault(
         "diagnostics: hidden vectors of an autocast that has ended",
         "test_layers_extremes.py -k diagnosed",
         ("layers/negative_sampling.py", "hidden = hidden.to(self.weight.dtype)", "pass"),
