@@ -102,12 +102,12 @@ FAULTS = [
     ),
     fault(
         "sharded parameters: taken for those that fused kernels know",
-        "test_optim_sharded.py",
+        "test_distributed.py",
         ("optim.py", "fused=_are_plain(parameters) or None", "fused=True"),
     ),
     fault(
         "sharded parameters: updated by row, in a copy",
-        "test_optim_sharded.py",
+        "test_distributed.py",
         ("optim.py", "            _are_plain(by_row),\n", "            True,\n"),
     ),
     fault(
