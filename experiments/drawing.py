@@ -1,28 +1,19 @@
-"""Figures, each described once and drawn twice: by Plotly for the page, by Matplotlib for documents.
+"""Figures, each described once and drawn twice: by Plotly for the page, here; for documents in ``experiments.stills``.
 
 Plotly's are its own dictionaries. A colour "@name" stands for the style sheet's variable --name, so that the page can
 follow the reader's light or dark setting.
 """
 
 import dataclasses
-import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import matplotlib
-import matplotlib.figure
 
 from experiments import wording
 from experiments.breakdown import Bands, Sweep
 from experiments.comparison import Comparison, Row
 from experiments.scaling import Scaling
 from experiments.style import OF_REFERENCE, Style
-
-MATPLOTLIB = {
-    "circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "triangle-down": "v", "pentagon": "p", "x": "X",
-    "solid": "-", "dash": "--", "dot": ":", "dashdot": "-.",
-}  # fmt: skip
 
 AXIS = {"gridcolor": "@grid", "linecolor": "@rule", "zeroline": False, "automargin": True, "ticks": ""}
 LAYOUT = {
@@ -341,68 +332,6 @@ def _plotly_axis(axis: Axis) -> dict[str, Any]:
     if axis.from_zero:
         found["rangemode"] = "tozero"
     return found
-
-
-def to_files(chart: Chart) -> dict[str, bytes]:
-    """Draw a chart for documents, as ``svg`` and ``pdf``; the same chart gives the same bytes."""
-    settings = {
-        "svg.hashsalt": "lvsoftmax", "font.family": "sans-serif", "font.size": 9, "pdf.fonttype": 42,
-        "axes.edgecolor": "#8a9098", "axes.linewidth": 0.8,
-    }  # fmt: skip
-    with matplotlib.rc_context(settings):
-        labels = dict.fromkeys(line.label for line in chart.lines if line.label)
-        columns = 1 + (len(labels) - 1) // 16
-        # Fixed margins: to work them out would take longer than all the drawing.
-        width, height = 4.9, 3.2
-        key = (0.6 + 0.056 * max(map(len, labels), default=0)) * columns
-        figure = matplotlib.figure.Figure(figsize=(width + key, height))
-        axes = figure.add_axes((0.75 / (width + key), 0.19, (width - 0.85) / (width + key), 0.77))
-        named: set[str] = set()
-        for line in chart.lines:
-            kept = [(x, y) for x, y in zip(line.x, line.y, strict=True) if y is not None]
-            xs, ys = ([place[part] for place in kept] for part in (0, 1))
-            style = {"color": line.style.colour, "markersize": 5 if not line.joined else 3.5, "linewidth": 1.4}
-            style["linestyle"] = MATPLOTLIB[line.style.dash] if line.joined else "none"
-            if line.label:
-                style["marker"] = MATPLOTLIB[line.style.marker]
-                style["label"] = None if line.label in named else line.label
-                style["markevery"] = 1 + len(xs) // 9
-            if line.ringed:
-                style |= {"markeredgecolor": "#1a1a1a", "markeredgewidth": 1.1}
-            axes.plot(xs, ys, **style)
-            named.add(line.label)
-        axes.set(xlabel=chart.x.title, ylabel=chart.y.title)
-        _dress(axes.xaxis, chart.x, axes.set_xscale, axes.set_xlim)
-        _dress(axes.yaxis, chart.y, axes.set_yscale, axes.set_ylim)
-        if chart.y.zero:
-            axes.axhline(0, color="#8a9098", linewidth=0.8)
-        if labels:
-            axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), frameon=False, ncols=columns, fontsize=7.5)
-        axes.grid(color="#e6e6e6", linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        found = {}
-        for kind, dates in (("svg", {"Date": None}), ("pdf", {"CreationDate": None})):
-            stream = io.BytesIO()
-            figure.savefig(stream, format=kind, metadata=dates)
-            found[kind] = stream.getvalue()
-    return found
-
-
-def _dress(ruler: Any, axis: Axis, set_scale: Any, set_limits: Any) -> None:
-    if axis.logarithmic:
-        set_scale("log")
-    if axis.ticks is not None:
-        ruler.set_ticks([value for value, _ in axis.ticks], [text.replace("<br>", "\n") for _, text in axis.ticks])
-        ruler.set_ticks([], minor=True)
-        if any("<br>" in text for _, text in axis.ticks):
-            ruler.set_tick_params(labelsize=7)
-    elif axis.from_zero:
-        ruler.set_major_formatter(lambda value, _: short(value))
-    if axis.span:
-        set_limits(axis.span)
-    elif axis.from_zero:
-        set_limits(0, None)
 
 
 def shown_first(comparisons: Sequence[Comparison], limit: int = 12) -> set[str]:

@@ -25,7 +25,7 @@ import jinja2
 import plotly.offline
 from markupsafe import Markup
 
-from experiments import drawing, tables, wording
+from experiments import drawing, stills, tables, wording
 from experiments.advice import advice, is_exact, own_options, script
 from experiments.breakdown import Bands, Sweep
 from experiments.comparison import Comparison, Row, Survey, survey
@@ -272,7 +272,7 @@ def write(
     for name, text in files.items():
         (output / name).write_text(text, encoding="utf-8")
     for name, chart in report.charts.items():
-        for kind, content in drawing.to_files(chart).items():
+        for kind, content in stills.to_files(chart).items():
             (output / "figures" / f"{name}.{kind}").write_bytes(content)
     return dataclasses.replace(found, left_out=report.left_out)
 

@@ -7,7 +7,7 @@ report, beside the runs.
 
 from pathlib import Path
 
-from experiments import drawing, report, wording
+from experiments import report, stills, wording
 from experiments.cli import CONFIGS
 from experiments.comparison import REFERENCE, Comparison, Row, Survey, survey
 from experiments.scaling import Scaling
@@ -136,7 +136,7 @@ def write(readme: Path, results: Path) -> str:
             shown = report.Shown.of(comparison)
             if "frontier-seconds" in shown.charts and 1 < len(comparison.finished) and len(comparison.rows) <= MOST:
                 path = results / f"{shown.slug}.svg"
-                path.write_bytes(drawing.to_files(shown.charts["frontier-seconds"])["svg"])
+                path.write_bytes(stills.to_files(shown.charts["frontier-seconds"])["svg"])
                 figures[shown.slug] = path.relative_to(readme.parent).as_posix()
     scaling, _ = Scaling.read_all(benchmarks)
     picture = (results / "report" / "figures" / "scaling-seconds.svg").relative_to(readme.parent).as_posix()
