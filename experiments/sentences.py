@@ -49,7 +49,7 @@ def sentence(comparison: Comparison) -> str:
         clause = {
             "test": f"predicts best (test perplexity {number}{_how_sure(comparison, row)})",
             "speed": f"trains fastest ({how_fast}{_price(comparison, row)})",
-            "memory": f"needs the least memory ({number} at its peak)",
+            "memory": f"needs the least memory ({number} at its peak{_beside(comparison, row)})",
         }[name]
         clauses.setdefault(row.inline, []).append(clause)
     text = "; ".join(f"{layer} {wording.listing(parts)}" for layer, parts in clauses.items())
@@ -78,6 +78,13 @@ def _price(comparison: Comparison, fastest: Row) -> str:
     if fastest.verdict == "worse":
         return f", worse by {wording.percent(gap.mean).lstrip('+')} in perplexity"
     return ", not distinguishable in perplexity"
+
+
+def _beside(comparison: Comparison, least: Row) -> str:
+    """Say what the reference's memory is."""
+    if comparison.reference in (None, least) or not comparison.reference.cells["memory"]:
+        return ""
+    return f", full softmax {comparison.columns['memory'].show(comparison.reference.cells['memory'].mean)}"
 
 
 def _all_judged(comparison: Comparison) -> bool:

@@ -68,7 +68,7 @@ def test_nothing_goes_back_while_it_is_to_be_kept(monkeypatch):
         recycled((ENTRIES,), torch.float32)
         for _ in range(5):
             recycled((ENTRIES * 2,), torch.float32)
-        assert len(buffers._free) == 2
+        assert len(buffers._free) == 2 and buffers.waiting() == 3 * ENTRIES * 4 + 2 * buffers.ALIGNMENT
     recycled((ENTRIES * 2,), torch.float32)
     assert [len(memory) for _, memory in buffers._free] == [ENTRIES * 8 + buffers.ALIGNMENT]
 

@@ -109,6 +109,16 @@ def test_memory_is_that_of_the_step_alone():
     assert 2 * logits < train.peak < 4.5 * logits + 2 * table  # logits, their logarithm's softmax, gradients of both
     assert abs(train.resident - table) < noise
     assert abs(found["step"].kept - table) < noise  # the optimiser's state
+    assert train.waiting == 0
+
+
+def test_memory_for_reuse_is_told():
+    """It stays while others race."""
+    cell = dataclasses.replace(CELL, tokens=32, vocab=131_072)
+    (ours,) = layers(["full_softmax"])
+    (train,) = race.memory(ours, cell, ["train"]).values()
+    weight = 131_072 * 16 * 4
+    assert weight <= train.waiting < train.peak
 
 
 def test_what_does_not_fit_or_fails_is_told(monkeypatch):
@@ -129,6 +139,8 @@ def test_heats_fit_into_memory_and_keep_the_references():
     first, second = grid.heats(contestants + others, sizes, 60)
     assert first == contestants + others[:2] and second == contestants + others[2:]
     assert grid.heats(contestants, {}, 60) == [contestants]
+    reused = {label: {"train": own["train"]._replace(resident=7, waiting=3)} for label, own in sizes.items()}
+    assert grid.heats(contestants + others, reused, 60) == [first, second]
 
 
 def test_who_does_not_fit_beside_the_references_is_left_out():

@@ -64,7 +64,7 @@ def test_answer_names_who_wins_at_what(tmp_path):
     folders = quick_study(tmp_path)
     assert report.sentence(comparison_of(folders)).replace("\u00a0", " ") == (
         "Full softmax predicts best (test perplexity 152.3); hierarchical softmax trains fastest (4.7× full softmax's "
-        "speed); adaptive softmax needs the least memory (890 MB at its peak)."
+        "speed); adaptive softmax needs the least memory (890 MB at its peak, full softmax 1,240 MB)."
     )
     both = [
         make_run(tmp_path, "full_softmax", digits="b", perplexity=200.0, speed=1.0, peak_bytes=1000),

@@ -14,7 +14,7 @@ from experiments.bench.laws import reported
 from experiments.bench.limits import Copy, Products
 from experiments.bench.race import Memory, Runner, Times, allowance, clock_of, memory, race
 from experiments.bench.records import OURS, REFERENCE, Record
-from lvsoftmax.cost import Work, count_work
+from lvsoftmax.cost import Work, count_work, release_free_memory
 
 AXES = ("tokens", "hidden", "vocab", "precision", "threads")
 
@@ -114,9 +114,11 @@ def peak(contestant: Contestant, memories: Memories) -> int:
 
 
 def needed(contestants: Sequence[Contestant], memories: Memories) -> int:
-    """Return what contestants take together: what each has and keeps, and the step of the most demanding."""
+    """Return what contestants take together: what each has, keeps and reuses, and the step of the most demanding."""
     measured = [list(memories.get(contestant.label, {}).values()) for contestant in contestants]
-    had = sum(max((one.resident for one in own), default=0) + sum(one.kept for one in own) for own in measured)
+    had = sum(
+        max((one.resident for one in own), default=0) + sum(one.kept + one.waiting for one in own) for own in measured
+    )
     return had + max((peak(contestant, memories) for contestant in contestants), default=0)
 
 
@@ -161,7 +163,8 @@ def _heat(
     share: float,
     advance: Callable[[float, str], None],
 ) -> Iterator[Record]:
-    """Build, count and race a group."""
+    """Build, count and race a group, in the memory that the one before it reused."""
+    release_free_memory()
     runners: dict[tuple[str, str], Runner] = {}
     works: dict[str, Work | None] = {}
     records: list[Record] = []

@@ -153,6 +153,8 @@ class Memory(NamedTuple):
     """Of the gradients that it leaves behind; they are in ``peak``."""
     resident: int
     """Of the instance before it ever ran: parameters and buffers."""
+    waiting: int = 0
+    """For reuse, after a run: it is in ``peak``, and while others race nothing of it is given back."""
 
 
 def memory(contestant: Contestant, cell: Cell, modes: Sequence[str]) -> dict[str, Memory]:
@@ -248,11 +250,13 @@ def _measure(contestant: Contestant, cell: Cell, modes: Sequence[str]) -> dict[s
         if mode not in instance.modes:
             continue
         before = _in_use(device)
-        instance.modes[mode](first)
-        instance.forget(first)
+        with buffers.kept():
+            instance.modes[mode](first)
+            instance.forget(first)
+        waiting = buffers.waiting()
         kept = max(0, _in_use(device) - before)
         peak = extra_bytes(lambda mode=mode: instance.modes[mode](second), device)
-        found[mode] = Memory(peak, kept, instance.gradient_bytes(second), resident)
+        found[mode] = Memory(peak, kept, instance.gradient_bytes(second), resident, waiting)
         instance.forget(second)
     return found
 

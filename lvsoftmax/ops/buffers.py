@@ -83,6 +83,11 @@ def kept() -> Iterator[None]:
         PATIENCE = before
 
 
+def waiting() -> int:
+    """Return how many bytes wait for reuse."""
+    return sum(len(memory) for _, memory in _free)
+
+
 def release() -> None:
     """Give the memory that waits for reuse back to the system."""
     _free.clear()
