@@ -82,7 +82,7 @@ class Scaling:
         source: the file, for people.
         tokens: N, of a step.
         hidden: D.
-        conditions: precision, device, threads, optimiser, clock, and what is known of the machine.
+        conditions: precision, device, threads, optimiser, clock, rounds, and what is known of the machine.
         growths: a layer each.
     """
 
@@ -119,6 +119,9 @@ class Scaling:
             found = dict(zip(SLICE, key, strict=True))
             tokens, hidden = int(found.pop("tokens")), int(found.pop("hidden"))
             found["clock"] = next(line["clock"] for line in lines if line["clock"])
+            here = [line for line in lines if tuple(line[name] for name in SLICE) == key]
+            if rounds := sorted({int(line["train_rounds"]) for line in here if line.get("train_rounds")}):
+                found["rounds"] = " to ".join(map(str, sorted({rounds[0], rounds[-1]})))
             growths = [
                 Growth(name, tuple(sorted(points, key=lambda point: point.vocab)))
                 for name, points in sorted(slices[key].items())

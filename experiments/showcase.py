@@ -108,6 +108,8 @@ def growth(scaling: Scaling, figure: str) -> str:
     known = [scaling.conditions[key] for key in ("processor", "precision") if key in scaling.conditions]
     threads = scaling.conditions["threads"]
     known += [f"{threads} thread" + ("" if threads == "1" else "s")]
+    if rounds := scaling.conditions.get("rounds"):
+        known.append(f"medians of {rounds} rounds")
     where = ", ".join([f"{scaling.tokens:,} tokens of width {scaling.hidden:,}", *known])
     return (
         "**How much faster than the full softmax, by the size of the vocabulary**: loss and all gradients of a step of "

@@ -172,15 +172,15 @@ GROWTH = {"full_softmax": (1.0, 1.0), "hierarchical_softmax": (0.05, 0.1), "adap
 def make_benchmark(path: Path, vocabs: tuple[int, ...] = (1000, 10_000, 100_000, 1_000_000)) -> Path:
     """Write what ``experiments.benchmark study=vocabulary`` leaves: exact powers of V at N 1,024 and D 256."""
     header = ("contestant,kind,tokens,hidden,vocab,precision,device,threads,optim,status,reason,parameters,flops,clock,"
-              "train_seconds,train_over_full_softmax,gradient_bytes,extra_bytes")  # fmt: skip
+              "train_rounds,train_seconds,train_over_full_softmax,gradient_bytes,extra_bytes")  # fmt: skip
     lines = [header]
     for vocab in vocabs:
-        lines.append(f"copy,limit,1024,256,{vocab},fp32,cpu,1,adagrad,timed,,,,CPU time,0.001,,,")
-        lines.append(f"peer,peer,1024,256,{vocab},fp32,cpu,1,adagrad,timed,,{vocab * 257},,CPU time,9,,1,1")
-        lines.append(f"broken_softmax,layer,1024,256,{vocab},fp32,cpu,1,adagrad,not timed,why,,,CPU time,,,,")
+        lines.append(f"copy,limit,1024,256,{vocab},fp32,cpu,1,adagrad,timed,,,,CPU time,3,0.001,,,")
+        lines.append(f"peer,peer,1024,256,{vocab},fp32,cpu,1,adagrad,timed,,{vocab * 257},,CPU time,3,9,,1,1")
+        lines.append(f"broken_softmax,layer,1024,256,{vocab},fp32,cpu,1,adagrad,not timed,why,,,CPU time,,,,,")
         for name, (seconds, power) in GROWTH.items():
             took, full = seconds * (vocab / 10_000) ** power, vocab / 10_000
-            numbers = f"{vocab * 257},{took * 1e12},CPU time,{took!r},{took / full!r},{vocab * 1028},{vocab * 100}"
+            numbers = f"{vocab * 257},{took * 1e12},CPU time,3,{took!r},{took / full!r},{vocab * 1028},{vocab * 100}"
             lines.append(f"{name},layer,1024,256,{vocab},fp32,cpu,1,adagrad,timed,,{numbers}")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n")

@@ -36,7 +36,7 @@ def test_tables_figures_and_report_come_from_the_runs(readme, tmp_path):
     assert "| taylor softmax (diverged at step 750) |" in text and "| unigram frequencies | 620.0 |" in text
     figures = re.findall(r"!\[.*?\]\((.*?)\)", text)
     assert len(figures) == 2 and all((tmp_path / figure).read_bytes().startswith(b"<?xml") for figure in figures)
-    assert "1,024 tokens of width 256, A processor, fp32, 1 thread." in text
+    assert "1,024 tokens of width 256, A processor, fp32, 1 thread, medians of 3 rounds." in text
     times = {line[0]: line[1:] for line in re.findall(r"\| (.*?) \| (\S*×) \| .* \| (\S*×) \| (\d\.\d\d) \|\n", text)}
     assert times["full softmax"] == ("1.0×", "1.0×", f"{GROWTH['full_softmax'][1]:.2f}")
     for name, (seconds, power) in GROWTH.items():
