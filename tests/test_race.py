@@ -1,7 +1,9 @@
 """The benchmark's problem, and how time and memory are measured on it."""
 
 import dataclasses
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -141,6 +143,27 @@ def test_heats_fit_into_memory_and_keep_the_references():
     assert grid.heats(contestants, {}, 60) == [contestants]
     reused = {label: {"train": own["train"]._replace(resident=7, waiting=3)} for label, own in sizes.items()}
     assert grid.heats(contestants + others, reused, 60) == [first, second]
+
+
+def test_the_memory_of_a_group_is_free_before_the_next_is_built(monkeypatch):
+    """Instances refer to themselves, and nobody looks for garbage meanwhile."""
+    alive, found = weakref.WeakSet(), []
+    plain = Layer.build
+
+    def build(self, cell):
+        found.append(len(alive))
+        instance = plain(self, cell)
+        alive.add(instance)
+        return instance
+
+    monkeypatch.setattr(Layer, "build", build)
+    monkeypatch.setattr(grid, "heats", lambda starters, *_: [starters, starters])
+    gc.disable()
+    try:
+        list(grid.run([CELL], layers(["class_softmax"]), ["train"], grid.Settings(1, 1.0, memory=False)))
+    finally:
+        gc.enable()
+    assert found == [0, 1, 0, 1]  # in each group a second one is built, to be counted
 
 
 def test_who_does_not_fit_beside_the_references_is_left_out():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import gc
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -163,14 +164,16 @@ def _heat(
     share: float,
     advance: Callable[[float, str], None],
 ) -> Iterator[Record]:
-    """Build, count and race a group, in the memory that the one before it reused."""
-    release_free_memory()
+    """Build, count and race a group."""
     runners: dict[tuple[str, str], Runner] = {}
     works: dict[str, Work | None] = {}
     records: list[Record] = []
     starters: list[Contestant] = []
     for contestant in heat:
         advance(0, f"{contestant.label}: building")
+        # Those of the group before, and what was built to be counted, refer to themselves: they go when looked for.
+        gc.collect()
+        release_free_memory()
         try:
             with reported():
                 instance = contestant.build(cell)
