@@ -46,6 +46,9 @@ class Model(nn.Module):
         hidden = self.backbone(batch.hidden).tanh()
         return self.layer.loss(hidden, batch.target, batch.upstream, batch.previous, sample)
 
+    def objective(self, *arguments: torch.Tensor) -> torch.Tensor:
+        return self.layer.loss(*arguments)
+
 
 @pytest.mark.parametrize("wrapper", ["DDP", "FSDP2"])
 @pytest.mark.parametrize("case", [case for case in CASES if not case.option], ids=str)
@@ -77,14 +80,14 @@ def test_a_wrapped_layer_takes_the_steps_of_a_plain_one(case, wrapper, mesh):
 
 def test_an_objective_outside_of_forward_is_refused_until_it_is_registered(mesh):
     """The tree's kernels would be given parameters that are elsewhere."""
-    layer = HierarchicalSoftmax(4, torch.arange(20, 0, -1), sparse=False)
+    model = Model(HierarchicalSoftmax(4, torch.arange(20, 0, -1), sparse=False))
     hidden, target, weight = torch.randn(3, 4), torch.tensor([0, 5, 19]), torch.ones(3)
-    expected = layer.loss(hidden, target, weight).detach()
-    fully_shard(layer, mesh=mesh)
+    expected = model.objective(hidden, target, weight).detach()
+    fully_shard(model, mesh=mesh)
     with pytest.raises(ValueError, match="register_fsdp_forward_method"):
-        layer.loss(hidden, target, weight)
-    register_fsdp_forward_method(layer, "loss")
-    assert_close(layer.loss(hidden, target, weight), expected, 1e-6)
+        model.objective(hidden, target, weight)
+    register_fsdp_forward_method(model, "objective")
+    assert_close(model.objective(hidden, target, weight), expected, 1e-6)
 
 
 # -- optimisers -------------------------------------------------------------------------------------------------------
