@@ -80,14 +80,15 @@ def test_a_wrapped_layer_takes_the_steps_of_a_plain_one(case, wrapper, mesh):
 
 def test_an_objective_outside_of_forward_is_refused_until_it_is_registered(mesh):
     """The tree's kernels would be given parameters that are elsewhere."""
-    model = Model(HierarchicalSoftmax(4, torch.arange(20, 0, -1), sparse=False))
-    hidden, target, weight = torch.randn(3, 4), torch.tensor([0, 5, 19]), torch.ones(3)
+    model = Model(HierarchicalSoftmax(4, torch.arange(20, 0, -1), sparse=False)).double()
+    hidden, weight = torch.randn(3, 4, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    target = torch.tensor([0, 5, 19])
     expected = model.objective(hidden, target, weight).detach()
     fully_shard(model, mesh=mesh)
     with pytest.raises(ValueError, match="register_fsdp_forward_method"):
         model.objective(hidden, target, weight)
     register_fsdp_forward_method(model, "objective")
-    assert_close(model.objective(hidden, target, weight), expected, 1e-6)
+    assert_close(model.objective(hidden, target, weight), expected, 1e-12)
 
 
 # -- optimisers -------------------------------------------------------------------------------------------------------
