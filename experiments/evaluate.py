@@ -18,7 +18,7 @@ from experiments.cli import CONFIGS, guarded, one_line_errors, resolved
 from experiments.train import find_device
 from lvsoftmax import strict_json
 from lvsoftmax.data.batches import ContiguousBatches
-from lvsoftmax.data.corpus import read_blocks
+from lvsoftmax.data.text import read_blocks
 from lvsoftmax.data.vocabulary import Vocabulary
 from lvsoftmax.evaluate import evaluate
 from lvsoftmax.runs import build, load, load_config, load_vocabulary

@@ -16,7 +16,9 @@ import yaml
 from toy_corpus import ROOT, TEXT, folder_corpus, same_text, text_corpus, words_of
 
 from lvsoftmax.data import corpus as corpus_module
-from lvsoftmax.data.corpus import load_folder, load_huggingface, load_sotu, read_blocks
+from lvsoftmax.data import text as text_module
+from lvsoftmax.data.corpus import load_folder, load_huggingface, load_sotu
+from lvsoftmax.data.text import read_blocks
 from lvsoftmax.data.vocabulary import EOS
 
 
@@ -116,7 +118,7 @@ def test_compressed_text_is_the_same_corpus(suffix, toy, tmp_path):
     "text", ["a bé ü\n\n日本 x\n", "no end", " \n", "long-word-without-any-end", "tab\tand\r\nreturn "]
 )
 def test_blocks_neither_split_nor_lose_words(block, text, tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus_module, "_BLOCK", block)
+    monkeypatch.setattr(text_module, "_BLOCK", block)
     (tmp_path / "text").write_bytes(b"\xef\xbb\xbf" + text.encode())  # with a byte order mark
     words = [word for part in read_blocks(tmp_path / "text") for word in part.replace("\n", f" {EOS} ").split()]
     assert words == [word for line in text.splitlines() for word in [*line.split(), EOS]]
@@ -124,6 +126,7 @@ def test_blocks_neither_split_nor_lose_words(block, text, tmp_path, monkeypatch)
 
 def test_bounded_memory_gives_the_same_corpus(toy, tmp_path, monkeypatch):
     expected = folder_corpus(toy, tmp_path / "a", min_count=2)
+    monkeypatch.setattr(text_module, "_BLOCK", 3)
     monkeypatch.setattr(corpus_module, "_BLOCK", 3)
     assert same_text(folder_corpus(toy, tmp_path / "b", min_count=2), expected)
 

@@ -3,7 +3,7 @@
 import pytest
 from toy_corpus import folder_corpus, text_corpus
 
-from lvsoftmax.data import corpus as corpus_module
+from lvsoftmax.data import text as text_module
 
 
 def test_a_missing_folder_says_where_to_get_the_corpus(tmp_path):
@@ -36,7 +36,7 @@ def test_bad_text_is_rejected_and_leaves_nothing(content, options, message, toy,
 
 
 def test_bad_utf8_is_located_beyond_the_first_block(toy, tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus_module, "_BLOCK", 4)
+    monkeypatch.setattr(text_module, "_BLOCK", 4)
     (toy / "valid.txt").write_bytes(b"abc def gh\xff\n")
     with pytest.raises(ValueError, match="valid.txt is not UTF-8 at byte 10"):
         folder_corpus(toy, tmp_path)
