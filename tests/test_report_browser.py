@@ -200,6 +200,32 @@ def test_advice_where_the_nearest_vocabulary_saw_no_layer_that_could_fit(browser
     page.close()
 
 
+def test_advice_in_equal_time_takes_the_fastest_of_those_that_are_level(browser, tmp_path):
+    limits = {"epochs": None, "tokens": None, "seconds": 1200}
+    folders = [
+        make_run(tmp_path, layer, perplexity=perplexity, speed=speed, vocabulary=140_000, budget=limits)
+        for layer, perplexity, speed in (
+            ("full_softmax", 200.0, 1000.0),
+            ("adaptive_softmax", 100.0, 8000.0),
+            ("class_softmax", 101.5, 20_000.0),
+            ("hierarchical_softmax", 103.0, 30_000.0),
+        )
+    ]
+    written = report.Report.of(folders, "Equal time", (), [], tmp_path / "nothing")
+    (tmp_path / "report.html").write_text(report.html(written))
+    page = browser.new_page()
+    page.goto((tmp_path / "report.html").as_uri())
+    short = ask(page, 140_000, 256, tolerance="0.02")[0]
+    assert short.startswith("Class softmax:") and "the fastest of the 2 within 2 % of the lowest perplexity" in short
+    assert "it trains 20 times as fast" in short
+    order = ["Class softmax", "Adaptive softmax", "Hierarchical softmax", "Full softmax"]
+    assert column(page, "Output layer", "#recommendation table") == order
+    short = ask(page, 140_000, 256, tolerance="0")[0]
+    assert short.startswith("Adaptive softmax:") and "it reached the lowest perplexity in equal training time" in short
+    assert ask(page, 140_000, 256, tolerance="0.05")[0].startswith("Hierarchical softmax:")
+    page.close()
+
+
 def test_advice_says_where_a_layer_was_timed_with_other_options(browser, tmp_path):
     folders = [
         make_run(tmp_path, "full_softmax", vocabulary=10_000),

@@ -73,9 +73,12 @@
     const speed = (row) => row.seconds && full.seconds ? full.seconds / row.seconds : row === full ? 1 : row.speedUp;
     const allowed = (row) => (row === full || (row.above !== null && row.above <= asked.tolerance)) && (!asked.exact || row.exact);
     const fitting = rows.filter((row) => allowed(row) && speed(row));
-    // Equal time has the price of a slow step in its perplexity already; after equal text it has to be weighed.
+    // Equal time has the price of a slow step in its perplexity already; after equal text it has to be weighed. In equal
+    // time, too, the faster one is taken of those that are no further apart than what may be given up.
     const price = (row) => row === full ? 0 : row.above ?? Infinity;
-    const rank = (a, b) => (setting.inTime ? price(a) - price(b) : (speed(b) ?? 0) - (speed(a) ?? 0)) || 0;
+    const lowest = Math.min(...fitting.map(price));
+    const level = (row) => !setting.inTime || 1 + price(row) <= (1 + lowest) * (1 + asked.tolerance);
+    const rank = (a, b) => level(b) - level(a) || (level(a) ? (speed(b) ?? 0) - (speed(a) ?? 0) : price(a) - price(b)) || 0;
     fitting.sort(rank);
     let best = fitting[0] ?? full;
     if (!setting.inTime && speed(best) < 1.2) best = full;
@@ -85,8 +88,10 @@
     if (best === full) {
       because.push("no other layer that fits your answers is measurably faster without costing more perplexity than you would give up.");
     } else if (setting.inTime) {
-      because.push(`of the layers that fit your answers it reached the lowest perplexity in equal training time (${percent(best.above)} against full softmax`,
-        best.verdict ? `: ${best.verdict}` : "", ").");
+      const others = fitting.filter(level).length - 1;
+      because.push(`of the layers that fit your answers it ${others
+        ? `is the fastest of the ${others + 1} within ${100 * asked.tolerance} % of` : "reached"} the lowest perplexity in equal training time (${percent(best.above)} against full softmax`,
+        best.verdict ? `: ${best.verdict}` : "", `)${others ? `: ${pace(best, full)}` : ""}.`);
     } else {
       because.push(`it is the fastest of the layers that fit your answers: ${pace(best, full)}, and after equal text its perplexity is ${percent(best.above)} against full softmax's`,
         best.verdict ? ` (${best.verdict})` : "", ".");
