@@ -91,7 +91,7 @@ def measure(
         times.append(seconds(step, hidden.device))
         forget()
     return Cost(
-        parameters=sum(parameter.numel() for parameter in layer.parameters()),
+        parameters=sum(parameter.numel() for parameter in layer.parameters() if parameter.requires_grad),
         work=work,
         peak_bytes=extra,
         seconds=statistics.median(times),
@@ -180,6 +180,14 @@ def _product_flops(total: Size, left: Size, right: Size, out_shape: Size, **_: o
     return 2 * math.prod(out_shape) * left[-1]
 
 
+def _sum_flops(total: Tensor, left: Tensor, right: Tensor, **_: object) -> int:
+    """Count ``total + left @ right``, where ``left`` may be sparse: then its entries count, not its shape."""
+    return 2 * (left._nnz() if left.is_sparse else left.numel()) * right.shape[1]
+
+
+_sum_flops._get_raw = True  # pyright: ignore[reportFunctionMemberAccess]  # is given tensors, where others get shapes
+
+
 def _bag_flops(table: Size, row: Size, *_: object, **__: object) -> int:
     return 2 * row[0] * table[1]
 
@@ -191,7 +199,8 @@ def _bag_slope_flops(upstream: Size, *operands: Any, **__: object) -> int:
 _ATEN = torch.ops.aten
 
 _FLOPS = {
-    # Products that add in place, and weighted sums of rows, are missing in torch's own table.
+    # Products that add in place, sparse factors, and weighted sums of rows are missing in torch's own table.
+    _ATEN.addmm: _sum_flops,
     _ATEN.addmm_: _product_flops,
     _ATEN.baddbmm_: _product_flops,
     _ATEN._embedding_bag: _bag_flops,
@@ -228,7 +237,8 @@ class _TrafficCounter(TorchDispatchMode):
         packet = function.overloadpacket
         if function.is_view or packet in _UNTOUCHED:
             return result
-        operands = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        given = {name: value for name, value in (kwargs or {}).items() if name != "out"}  # a result, counted as one
+        operands = [leaf for leaf in tree_leaves((args, given)) if isinstance(leaf, Tensor)]
         results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         if packet in _FILLS:
             self.bytes += _total(results)

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from lvsoftmax import cost
 from lvsoftmax.cost import Work, count_work, measure, peak_bytes, reset_peak
 from lvsoftmax.layer import OutputLayer
+from lvsoftmax.layers.class_softmax import ClassSoftmax
 from lvsoftmax.layers.full_softmax import FullSoftmax
+from lvsoftmax.ops import pairs
 
 MIB = 2**20
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the high-water mark can be reset on Linux only")
@@ -57,6 +59,10 @@ def test_operations_are_those_of_the_products():
 
 
 TABLE, ROW, FACTOR = torch.rand(30, 4), torch.arange(5), torch.rand(5)
+RESULT, PAIRS = (
+    torch.zeros(6, 4),
+    torch.sparse_coo_tensor(torch.stack([ROW, ROW]), FACTOR, (6, 30), is_coalesced=True, check_invariants=False),
+)
 ROWS_OF_TABLE = 5 * 4 * 4
 
 
@@ -64,6 +70,9 @@ ROWS_OF_TABLE = 5 * 4 * 4
     ("run", "flops", "traffic"),
     [
         (lambda: TABLE @ TABLE.T, 2 * 30 * 4 * 30, 2 * 480 + 4 * 900),
+        (lambda: torch.addmm(RESULT, RESULT, TABLE[:4]), 2 * 6 * 4 * 4, 4 * 96),
+        (lambda: torch.addmm(RESULT, PAIRS, TABLE), 2 * 5 * 4, 96 + (2 * 40 + 20) + 480 + 96),
+        (lambda: torch.addmm(RESULT, PAIRS, TABLE, out=RESULT), 2 * 5 * 4, 96 + (2 * 40 + 20) + 480 + 96),
         (lambda: TABLE.exp(), 0, 2 * 480),
         (lambda: TABLE.abs_(), 0, 2 * 480),
         (lambda: TABLE.t().reshape(2, 2, 30).expand(3, 2, 2, 30), 0, 0),
@@ -89,10 +98,22 @@ def test_work_is_counted_operation_by_operation(run, flops, traffic):
     assert count_work(run) == Work(flops, traffic)
 
 
+def test_sums_of_rows_cost_the_same_in_memory_of_either_kind(monkeypatch):
+    """Large gradients are products with a sparse matrix, whose shape says nothing of its entries."""
+    layer = ClassSoftmax(8, counts(50), sparse=False, backend="eager")
+    hidden, target = torch.randn(20, 8), torch.randint(50, (20,))
+    small = measure(layer, hidden, target, repeats=1).work.flops
+    monkeypatch.setattr(pairs, "LARGE", 0)
+    assert measure(layer, hidden, target, repeats=1).work.flops == small
+
+
 def test_parameters_are_counted():
     hidden, target = torch.randn(3, 8), torch.randint(50, (3,))
     assert measure(FullSoftmax(8, counts(50)), hidden, target, repeats=1).parameters == 50 * 9
     assert measure(FullSoftmax(8, counts(50), bias=False), hidden, target, repeats=1).parameters == 50 * 8
+    frozen = FullSoftmax(8, counts(50))
+    frozen.bias.requires_grad_(False)
+    assert measure(frozen, hidden, target, repeats=1).parameters == 50 * 8
 
 
 def test_time_is_the_median_of_the_repetitions(monkeypatch):
