@@ -49,6 +49,7 @@ def test_a_power_that_is_no_exponent_is_an_error(power):
 
 def test_sample_counts_are_absolute_or_shares_rounded_up():
     assert [ops.sample_count("samples", value, 97) for value in (1, 500, 0.05, 1.0, 1e-9)] == [1, 500, 5, 97, 1]
+    assert ops.sample_count("samples", 0.07, 100) == 7 < 0.07 * 100  # which is no 7 in floating point
 
 
 @pytest.mark.parametrize("value", [0, -3, 0.0, -0.5, 1.5, math.nan])
@@ -248,3 +249,12 @@ def test_casting_a_layer_does_not_change_its_noise(build):
     samples = [noise.draw(NO_HIDDEN, target, None, generator()) for noise in (build(), build().bfloat16())]
     for one, other in zip(*samples, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("saved", [2, 4])
+def test_weights_saved_with_another_number_of_distinct_draws_are_refused(saved):
+    state = torch.nn.ModuleDict({"noise": DistinctNoise(COUNTS, "unigram", 1.0, saved)}).state_dict()
+    module = torch.nn.ModuleDict({"noise": DistinctNoise(COUNTS, "unigram", 1.0, 3)})
+    with pytest.raises(ValueError, match=f"noise draws 3 words and was saved where it drew {saved}; build the layer"):
+        module.load_state_dict(state)
+    module.load_state_dict(module.state_dict())

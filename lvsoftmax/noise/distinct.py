@@ -1,5 +1,7 @@
 """Draws without replacement from a fixed distribution."""
 
+from typing import Any
+
 from torch import Generator, Tensor, nn
 
 from lvsoftmax.ops import noise as ops
@@ -44,6 +46,16 @@ class DistinctNoise(nn.Module):
     def log_expected(self, words: Tensor) -> Tensor:
         """Return the log inclusion probability of these words."""
         return ops.log_inclusion_probability(self.mass, words)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        mass = state_dict.get(f"{prefix}mass")
+        saved = self.count if mass is None else int(mass.sum()) // ops.DRAW
+        if saved != self.count:
+            raise ValueError(
+                f"{prefix.rstrip('.')} draws {self.count} words and was saved where it drew {saved}; build the layer "
+                "with that many samples"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def observe(self, target: Tensor) -> None:
         """Nothing: the distribution is fixed."""

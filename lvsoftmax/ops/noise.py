@@ -90,7 +90,7 @@ def sample_count(name: str, value: int | float, whole: int, of: str = "the vocab
         ValueError: ``value`` is neither.
     """
     if isinstance(value, float) and 0 < value <= 1:
-        return math.ceil(value * whole)
+        return max(math.ceil(round(value * whole, 6)), 1)  # 0.07 of 100 is 7, not 7.000000000000001
     if isinstance(value, int) and value >= 1:
         return value
     raise ValueError(f"{name}={value}: must be a whole number of at least 1 or a share of {of} in (0, 1]")
@@ -164,7 +164,7 @@ def inclusion_mass(probability_V: Tensor, count: int) -> Tensor:
     if count > len(probability_V):
         raise ValueError(
             f"samples={count}: more than the {len(probability_V)} words there are to draw without replacement; "
-            "lower samples or set replacement=true"
+            "lower samples, or draw with replacement where the layer can"
         )
     falling_V = probability_V.sort(descending=True).values
     left_V = falling_V.flip(0).cumsum(0).flip(0)  # mass of the words from each rank on
