@@ -97,8 +97,8 @@ class OutputLayer(nn.Module, ABC):
 
     def sample(self, hidden: Float[Tensor, "tokens hidden"], temperature: float = 1.0) -> Int[Tensor, "tokens"]:
         """Draw one word per token from ``p^(1/temperature)``; temperature 0 takes the most probable word."""
-        if temperature < 0:
-            raise ValueError(f"temperature={temperature}: must not be negative")
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"temperature={temperature}: must be a finite number and not negative")
         with torch.no_grad():
             log_prob = self.log_prob(hidden)
             if temperature == 0:
@@ -381,6 +381,8 @@ def check_counts(counts: Tensor) -> None:
         raise ValueError(f"counts must be finite and not negative; the smallest is {counts.min().item()}")
     if not (counts > 0).any():
         raise ValueError("counts are all zero; count the words of the training text")
+    if counts.max() < 1:
+        raise ValueError(f"counts are at most {counts.max().item()}: give how often words occur, not their shares")
     rising = (counts[1:] > counts[:-1]).nonzero()
     if len(rising):
         first = int(rising[0]) + 1

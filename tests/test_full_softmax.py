@@ -8,7 +8,7 @@ import pytest
 import torch
 from cases import COUNTS, HIDDEN, Batch, assert_close, gradients, randomise
 
-from lvsoftmax.layer import OutputLayer
+from lvsoftmax.layer import OutputLayer, unigram_log_prob
 from lvsoftmax.layers.full_softmax import FullSoftmax
 
 BACKENDS = ["eager", "cpp"]
@@ -38,6 +38,12 @@ def test_temperature_and_cap(options, backend):
     assert_close(gradients(fast, batch.upstream, layer, batch.hidden), expected, 1e-10)
     assert_close(gradients(loss, torch.ones_like(loss), layer, batch.hidden), expected, 1e-10)
     assert_close(layer.log_partition(batch.hidden), layer.logits(batch.hidden).logsumexp(1), 1e-10)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 3.0])
+def test_at_any_temperature_an_untrained_layer_predicts_the_smoothed_unigram(temperature):
+    log_prob = FullSoftmax(HIDDEN, COUNTS, temperature=temperature).log_prob(torch.zeros(1, HIDDEN))
+    assert_close(log_prob[0], unigram_log_prob(COUNTS), 1e-4)
 
 
 def test_a_cap_bounds_the_ratio_of_probabilities():

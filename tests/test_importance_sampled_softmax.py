@@ -129,8 +129,10 @@ def test_diagnostics_are_about_the_latest_draw():
         ({"max_samples": 2.0}, "max_samples=2.0"),
         ({"samples": 9, "max_samples": 8}, "max_samples=8: must be at least samples=9"),
         ({"ess_target": 9, "max_samples": 8}, "max_samples=8: .* ess_target=9"),
+        ({"noise": "in_batch"}, "noise='in_batch': choose one of unigram, log_uniform, bigram"),
     ],
 )
+@pytest.mark.usefixtures("without_type_checks")
 def test_settings_out_of_range_are_an_error(options, message):
     with pytest.raises(ValueError, match=message):
         ImportanceSampledSoftmax(D, COUNTS, **options)

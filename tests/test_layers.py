@@ -176,6 +176,14 @@ def test_temperature_zero_takes_the_most_probable_word(case):
         assert torch.equal(layer.sample(hidden, temperature), layer.log_prob(hidden).argmax(1))
 
 
+@for_every_case
+def test_a_temperature_that_is_none_is_named(case):
+    layer = case.build()
+    for temperature in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"temperature={temperature}: must be"):
+            layer.sample(torch.zeros(1, HIDDEN), temperature)
+
+
 @pytest.mark.parametrize("case", [case for case in CASES if case.setting("bias") is not False], ids=str)
 def test_an_untrained_layer_predicts_the_smoothed_unigram(case):
     layer = case.build()

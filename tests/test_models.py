@@ -125,6 +125,7 @@ def test_bad_models_are_refused():
         (torch.tensor([5]), "counts has 1 words"),
         (torch.tensor([[5, 3]]), "one dimension"),
         (torch.tensor([2.0, float("nan")]), "finite"),
+        (torch.tensor([0.6, 0.4]), r"counts are at most 0\.6.*: give how often words occur, not their shares"),
     ],
 )
 def test_bad_counts_are_refused(counts, message):

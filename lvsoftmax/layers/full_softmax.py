@@ -15,7 +15,8 @@ class FullSoftmax(DenseOutputLayer):
     """Exact softmax: ``p(w | h) = exp((w_w . h + b_w) / T) / sum_v exp((w_v . h + b_v) / T)``.
 
     The row every comparison needs. ``loss`` takes gradients during the forward pass, block by block. With a cap ``c``
-    on the logits, ``c tanh(z / c)`` takes the place of ``z = (w_w . h + b_w) / T``.
+    on the logits, ``c tanh(z / c)`` takes the place of ``z = (w_w . h + b_w) / T``. The bias starts at T times the log
+    of the words' relative frequency, which a cap squeezes.
 
     Cost per token: ``6 D V`` FLOPs for a training step, ``2 D V`` for evaluation; memory of one block of logits.
 
@@ -55,6 +56,9 @@ class FullSoftmax(DenseOutputLayer):
         if softcap is not None and not (math.isfinite(softcap) and softcap > 0):
             raise ValueError(f"softcap={softcap}: must be a positive finite number, or None for no cap")
         self.softcap = softcap
+        if self.bias is not None:
+            with torch.no_grad():
+                self.bias *= temperature
         inverse_temperature = torch.tensor(1 / temperature)
         if learn_temperature:
             self.inverse_temperature = nn.Parameter(inverse_temperature)

@@ -1,6 +1,6 @@
 """Softmax whose normaliser is estimated by importance sampling, from as many words as it takes."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,8 @@ from lvsoftmax.ops.objectives import (
     importance_sampling,
     log_weight_sums,
 )
+
+ImportanceNoise = Literal["unigram", "log_uniform", "bigram", "quadratic_kernel", "random_fourier", "midx"]
 
 
 class ImportanceSampledSoftmax(DenseOutputLayer):
@@ -80,13 +82,15 @@ class ImportanceSampledSoftmax(DenseOutputLayer):
         samples: int | float | None = None,
         ess_target: int | float | None = 0.1,
         max_samples: int | float | None = None,
-        noise: Literal["unigram", "log_uniform", "bigram", "quadratic_kernel", "random_fourier", "midx"] = "unigram",
+        noise: ImportanceNoise = "unigram",
         power: float = 1.0,
         bigrams: Tensor | str | None = None,
         bias: bool = True,
         sparse: bool = True,
     ) -> None:
         super().__init__(hidden_size, counts, bias=bias, sparse=sparse)
+        if noise not in get_args(ImportanceNoise):
+            raise ValueError(f"noise={noise!r}: choose one of {', '.join(get_args(ImportanceNoise))}")
         sizes = {"samples": (samples, 0.02, 0.001), "max_samples": (max_samples, 0.2, 0.005)}
         self.samples, self.max_samples = (
             number_of_samples(name, value, noise, self.vocab_size, shared=shared, own=own)

@@ -100,7 +100,7 @@ class NegativeSampling(DenseOutputLayer):
         previous: Int[Tensor, "tokens"] | None = None,
     ) -> Sample:
         """Draw words."""
-        self._latest = hidden[:DIAGNOSED].detach(), target[:DIAGNOSED]
+        self._latest = hidden[:DIAGNOSED].detach().clone(), target[:DIAGNOSED].clone()
         sample = super().draw(hidden, target, previous)
         assert sample is not None
         return sample
