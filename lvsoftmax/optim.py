@@ -105,8 +105,11 @@ class _RowSparseOptimizer(Optimizer):
         own = itertools.chain.from_iterable(group["params"] for group in self.param_groups)
         for index, parameter in zip(saved, own, strict=True):
             for name, value in state_dict["state"].get(index, {}).items():
-                if self.state[parameter][name].dtype != value.dtype:
-                    self.state[parameter][name] = value.to(parameter.device, copy=True)
+                if name == "step" or not isinstance(value, Tensor):
+                    continue
+                dtype = torch.promote_types(parameter.dtype, torch.float32)
+                if self.state[parameter][name].dtype != dtype:
+                    self.state[parameter][name] = value.to(parameter.device, dtype, copy=True)
 
     def _is_started(self, group: dict[str, Any], parameter: Tensor) -> bool:
         """Return whether a parameter has the state that its update needs."""
@@ -234,7 +237,8 @@ class Adagrad(_RowSparseOptimizer):
             parameters,
             gradients,
             [state["sum"] for state in states],
-            [torch.zeros(())] * len(states),  # steps serve a decay of the rate, which the schedules do here
+            # Their steps serve a decay of the rate, which the schedules do here.
+            [torch.zeros((), device="cpu")] * len(states),
             fused=(_are_plain(parameters) and all(p.is_cpu for p in parameters)) or None,  # no fused kernel on CUDA
             lr=group["lr"],
             weight_decay=group["weight_decay"],
@@ -378,7 +382,7 @@ def clip_gradient_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
             values.append(parameter.grad)
     norm = torch.nn.utils.get_total_norm(values)
     if max_norm < math.inf and not (norm.device.type == "cpu" and norm <= max_norm):  # elsewhere asking would wait
-        scale = (max_norm / norm).clamp(max=1)
+        scale = (max_norm / norm).clamp(max=1).where(norm.isfinite(), math.nan)
         for value in values:
             value.mul_(scale.to(value.device))
     return norm
@@ -426,7 +430,7 @@ def _zeros(parameter: Tensor, size: str = "element") -> Tensor:
         return parameter.new_zeros(len(parameter), *(1 for _ in parameter.shape[1:]), dtype=dtype)
     if parameter.ndim == 2 and parameter.is_cpu and _are_plain([parameter]):
         rows, width = parameter.shape
-        return empty_table(rows, width, dtype).zero_()
+        return empty_table(rows, width, dtype, parameter.device).zero_()
     return torch.zeros_like(parameter, dtype=dtype)
 
 

@@ -34,7 +34,10 @@ def test_clipping_leaves_small_gradients_alone_and_lets_broken_ones_be_seen():
     assert torch.equal(parameter.grad, torch.zeros_like(parameter))
     parameter.grad[0, 0] = math.inf
     assert clip_gradient_norm([parameter], 1.0).isinf()
-    assert not parameter.grad.isfinite().all()
+    assert not parameter.grad.isfinite().any()
+    single = table(torch.float32)
+    single.grad = torch.full_like(single, 1e30)  # finite, and their norm is not
+    assert clip_gradient_norm([single], 1.0).isinf() and not single.grad.isfinite().any()
     assert clip_gradient_norm([table()], 1.0) == 0
 
 

@@ -115,6 +115,37 @@ def test_a_restored_optimizer_keeps_the_digits_of_its_state(name):
 
 @every_optimizer
 @pytest.mark.parametrize("sparse", [True, False])
+def test_a_state_of_single_precision_serves_parameters_made_double(name, sparse):
+    single = table(torch.float32)
+    optimizer = OPTIMIZERS[name]([single])
+    single.grad = gradient(0, some_ids(0), WIDTH).float()
+    optimizer.step()
+    double = nn.Parameter(single.detach().double())
+    other = OPTIMIZERS[name]([double])
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for parameter in (single, double):
+        parameter.grad = gradient(1, some_ids(1), WIDTH).to(parameter.dtype)
+        parameter.grad = parameter.grad if sparse else parameter.grad.to_dense()
+    optimizer.step()
+    other.step()
+    torch.testing.assert_close(double.float(), single, rtol=1e-5, atol=1e-6)
+    assert all(value.dtype == torch.float64 for key, value in other.state[double].items() if key != "step")
+
+
+@every_optimizer
+@pytest.mark.parametrize("sparse", [True, False])
+def test_the_default_device_is_no_matter(name, sparse):
+    here, there = table(), table()
+    for parameter, device in ((here, "cpu"), (there, "meta")):
+        parameter.grad = gradient(0, some_ids(0), WIDTH)
+        parameter.grad = parameter.grad if sparse else parameter.grad.to_dense()
+        with torch.device(device):
+            OPTIMIZERS[name]([parameter]).step()
+    assert torch.equal(here, there)
+
+
+@every_optimizer
+@pytest.mark.parametrize("sparse", [True, False])
 def test_running_out_of_memory_leaves_parameters_and_state_alone(name, sparse, monkeypatch):
     first, second = table(), table()
     optimizer = OPTIMIZERS[name]([first, second])

@@ -59,13 +59,13 @@ def recycled(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(view).view(dtype).view(*shape)
 
 
-def empty_table(rows: int, width: int, dtype: torch.dtype | None = None) -> Tensor:
+def empty_table(rows: int, width: int, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Tensor:
     """Return an uninitialised ``[rows, width]`` whose rows will be read in any order: ``torch.empty`` on huge pages.
 
     A table of a gigabyte has 4 KiB pages by the hundred thousand, and where each row lies must be looked up in memory,
     too. Linux gives pages of 2 MiB to who asks; on other systems, and devices, this is ``torch.empty``.
     """
-    ordinary = torch.empty(rows, width, dtype=dtype)
+    ordinary = torch.empty(rows, width, dtype=dtype, device=device)
     if type(ordinary) is not Tensor or not ordinary.is_cpu or ordinary.nbytes < SMALLEST:
         return ordinary
     view = _aligned(np.empty(ordinary.nbytes + ALIGNMENT, np.uint8))  # NumPy asks
