@@ -1,5 +1,6 @@
 """Backends: what is named runs or raises, ``auto`` is the first that can; C++ is compiled once, when it is called."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -146,6 +147,19 @@ def test_for_another_device_nothing_is_compiled(source, cache):
 def test_a_cache_that_cannot_be_written_is_named(source, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert "set XDG_CACHE_HOME" in CppLibrary(source).obstacle(torch.device("cpu"))
+
+
+def test_a_cache_that_may_not_be_looked_into_is_named(source, cache, monkeypatch):
+    """As the home folder of another user."""
+    stat, mkdir = os.stat, Path.mkdir
+
+    def refuse(path, *args, **options):
+        if str(path).startswith(str(cache)):
+            raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "stat", lambda path, *args, **options: refuse(path) or stat(path, *args, **options))
+    monkeypatch.setattr(Path, "mkdir", lambda path, *args, **options: refuse(path) or mkdir(path, *args, **options))
     assert "set XDG_CACHE_HOME" in CppLibrary(source).obstacle(torch.device("cpu"))
 
 

@@ -196,7 +196,7 @@ def _open(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
     identity = "\0".join([*texts, *flags, version, processor()])
     name = f"{source.parent.name}-{source.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
     library = cache_folder() / name
-    if not library.exists():
+    if not os.path.exists(library):  # Path.exists raises where a folder above may not be looked into
         _compile(compiler, source, flags, library)
     try:
         return ctypes.CDLL(str(library))
