@@ -167,8 +167,8 @@ def test_rows_may_lie_apart():
     assert all(map(torch.equal, *slopes))
 
 
-@for_triton
-def test_float16_does_not_lose_small_gradients():
+@pytest.mark.parametrize("backend", ["eager", pytest.param("triton", marks=for_triton)])
+def test_float16_does_not_lose_small_gradients(backend):
     """A weight of 1e-9, as that of a token in a large batch at a word's small probability, is zero in float16."""
     hidden, weight, bias, target = operands(torch.float16)
     weights = torch.full((N,), 1e-5)
@@ -176,7 +176,7 @@ def test_float16_does_not_lose_small_gradients():
     (truth,) = torch.autograd.grad((plain(*doubles, target) * weights).sum(), doubles[0])
     with torch.autocast(DEVICE.type, torch.float16):
         single = hidden.detach().float().requires_grad_()
-        loss = exact.linear_cross_entropy_loss(single, weight, bias, target, weights, backend="triton")
+        loss = exact.linear_cross_entropy_loss(single, weight, bias, target, weights, backend=backend)
     (gradient,) = torch.autograd.grad(loss, single)
     assert (gradient - truth).norm() <= 1e-2 * truth.norm()
 

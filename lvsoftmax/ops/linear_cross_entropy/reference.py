@@ -5,6 +5,7 @@ beside this file derives what is computed. The three functions that a backend co
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -144,16 +145,19 @@ def accumulate(
     grad_hidden_ND, grad_weight_VD, grad_bias_V = gradients
     if grad_bias_V is not None:
         grad_bias_V += grad_CV.sum(0)
+    as_given: AbstractContextManager = nullcontext()
     if hidden_CD.dtype == torch.float16:  # a token's weight may take its slopes below what this type can hold
         hidden_CD, weight_VD = hidden_CD.float(), weight_VD.float()
+        as_given = torch.autocast(hidden_CD.device.type, enabled=False)  # the caller's would narrow them again
     grad_CV = grad_CV.to(hidden_CD.dtype)
-    if grad_hidden_ND is not None:
-        grad_hidden_ND[block] = grad_CV @ weight_VD
-    if grad_weight_VD is not None:
-        if grad_weight_VD.dtype == grad_CV.dtype:
-            grad_weight_VD.addmm_(grad_CV.T, hidden_CD)
-        else:
-            grad_weight_VD += grad_CV.T @ hidden_CD
+    with as_given:
+        if grad_hidden_ND is not None:
+            grad_hidden_ND[block] = grad_CV @ weight_VD
+        if grad_weight_VD is not None:
+            if grad_weight_VD.dtype == grad_CV.dtype:
+                grad_weight_VD.addmm_(grad_CV.T, hidden_CD)
+            else:
+                grad_weight_VD += grad_CV.T @ hidden_CD
 
 
 def only_needed(needed: Sequence[bool], made: Sequence[Tensor]) -> list[Tensor | None]:
