@@ -73,6 +73,19 @@ def test_mixture_log_prob():
     )
 
 
+def test_mixture_log_prob_of_words_that_no_expert_can_give():
+    inputs, _ = operands()
+    with torch.no_grad():
+        inputs[3][-7:] = -torch.inf
+    upstream = torch.randn(N, V, dtype=torch.float64)
+    actual = mixture_log_prob(inputs[0].log_softmax(1), *inputs[1:])
+    assert (actual[:, -7:] == -torch.inf).all()
+    expected = plain(*inputs[:2], *(operand[:-7] for operand in inputs[2:]))
+    assert_close(actual[:, :-7], expected, 1e-12)
+    slopes = torch.autograd.grad(actual, inputs, upstream)
+    assert_close(slopes, torch.autograd.grad(expected, inputs, upstream[:, :-7]), 1e-12)
+
+
 @pytest.mark.parametrize("wanted", range(4))
 def test_one_gradient_alone(backend, wanted):
     inputs, target = operands()

@@ -134,6 +134,7 @@ class _LogProb(torch.autograd.Function):
         inputs = log_prior_NE, expert_NED, weight_VD, bias_V
         grad_prior_NE, grad_expert_NED, grad_weight_VD, grad_bias_V = (zeros(x, x.dtype) for x in inputs)
         cast_VD = weight_VD.to(ctx.dtype)
+        log_prob_NV = log_prob_NV.clamp(min=torch.finfo(log_prob_NV.dtype).min)  # of words that no expert can give
         for e in range(log_prior_NE.shape[1]):
             expert_ND = expert_NED[:, e].to(ctx.dtype)
             log_p_NV = _log_prob(expert_ND, cast_VD, bias_V)
