@@ -104,6 +104,16 @@ def test_a_folder_that_cannot_be_written_is_told(folder, caplog):
     assert "set XDG_CACHE_HOME" in caplog.text
 
 
+def test_measuring_is_no_matter_of_the_default_device(monkeypatch):
+    monkeypatch.setattr(module, "ROUNDS", range(1, 2))
+    monkeypatch.setattr(module, "SHAPES", [(32, 8, 64)])
+    met = []
+    monkeypatch.setattr(module, "_time", lambda operands, _: met.extend(x.device for x in operands) or 1.0)
+    with torch.device("meta"):
+        module._measure(CPU, "eager")
+    assert set(met) == {CPU}
+
+
 def test_measuring_takes_nothing_from_the_global_random_stream(monkeypatch):
     monkeypatch.setattr(module, "ROUNDS", range(1, 2))
     monkeypatch.setattr(module, "SHAPES", [(32, 8, 64), (64, 16, 128)])

@@ -234,6 +234,16 @@ def all_words(score, tree, backend: str):
     return tree_log_prob(score, *branches, laid_out.sizes, *positions, backend=backend)
 
 
+@compiled
+def test_all_words_take_room_for_the_threads_that_have_work(monkeypatch):
+    score = torch.randn(len(TREES["zipf"].node_branch), 130)
+    sizes, take = [], native.recycled
+    monkeypatch.setattr(native, "recycled", lambda shape, dtype: sizes.append(tuple(shape)) or take(shape, dtype))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    all_words(score, TREES["zipf"], "cpp")
+    assert (2, len(score), 128) in sizes  # 130 tokens are two pieces of work
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("tokens", [0, 1, 7, 128, 300])
 @for_every_tree

@@ -60,7 +60,7 @@ class _Grouped(torch.autograd.Function):
         start_G = torch.searchsorted(group_N, torch.arange(groups + 1, device=group_N.device))
         token_G, word_G = start_G[1:] - start_G[:-1], bound_G[1:] - bound_G[:-1]
         met_G = torch.where(token_G > 0, word_G, 0)
-        largest, ctx.rows = torch.stack([word_G.max(), met_G.sum()]).tolist()
+        largest, ctx.rows = torch.stack([met_G.max(), met_G.sum()]).tolist()
         run = _Runner(hidden_ND)
         others_N, target_score_N = empty(hidden_ND, target_N.shape), empty(hidden_ND, target_N.shape)
         score_NS = empty(hidden_ND, (len(target_N), largest))

@@ -116,7 +116,8 @@ def _measure(device: torch.device, backend: str) -> dict[tuple[int, int, int], f
     """Return the least seconds of every shape over some rounds."""
     generator = torch.Generator().manual_seed(0)  # the caller's random stream is none of this one's business
     sizes = np.max(SHAPES, 0)[1:].tolist()
-    tables = [torch.randn(size, generator=generator, dtype=torch.float32).mul_(0.1).to(device) for size in sizes]
+    options = {"generator": generator, "dtype": torch.float32, "device": "cpu"}
+    tables = [torch.randn(size, **options).mul_(0.1).to(device) for size in sizes]
     least: dict[tuple[int, int, int], float] = dict.fromkeys(SHAPES, np.inf)
     started = perf_counter()
     for done in range(1, ROUNDS.stop):

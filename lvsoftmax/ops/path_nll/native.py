@@ -60,7 +60,8 @@ def path_nll_loss(
 def tree_log_prob(score_MN: Tensor, node_branch_M: Tensor, word_branch_V: Tensor) -> Tensor:
     """Return the same as the reference, without gradients."""
     score_MN = upcast(score_MN).contiguous()
-    (nodes, tokens), threads = score_MN.shape, torch.get_num_threads()
+    nodes, tokens = score_MN.shape
+    threads = max(min(torch.get_num_threads(), -(-tokens // LANES)), 1)  # each has room for its tokens
     child = recycled((2 * nodes,), torch.int32)
     reached = recycled((threads, nodes, min(LANES, tokens)), score_MN.dtype)
     log_prob_VN = recycled((nodes + 1, tokens), score_MN.dtype)
