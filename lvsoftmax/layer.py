@@ -42,9 +42,9 @@ class OutputLayer(nn.Module, ABC):
     ``loss``, ``topk`` and ``sample`` may be overridden, only to be faster. A layer that does not define ``forward``
     trains on its exact likelihood; one that does is a surrogate, and is still evaluated exactly through ``nll``.
 
-    What any of these methods is given is checked before it runs, in every layer, once: not again where they call each
-    other. A ``ValueError`` names what has the wrong shape, type or device. Target ids outside the vocabulary are found
-    on the CPU only.
+    What methods of hidden vectors are given is checked before they run, in every layer, once: not again where they call
+    each other. A ``ValueError`` names what has the wrong shape, type or device. Target ids outside the vocabulary are
+    found on the CPU only. Nothing is checked inside ``torch.compile``.
 
     Args:
         hidden_size: D, the width of the hidden vectors.
@@ -205,6 +205,8 @@ class OutputLayer(nn.Module, ABC):
                 "a checkpoint computes the objective again, and would draw other words; draw outside of it, "
                 "sample = layer.draw(hidden, target, previous), and give them: layer.loss(..., sample=sample)"
             )
+        if device.type != "cpu" and device.index is None:  # "cuda" is what tensors call "cuda:0"
+            device = torch.empty(0, device=device).device
         key = str(device)
         if key not in self._generators:
             self._generators[key] = torch.Generator(device).manual_seed(self._seed)
@@ -373,8 +375,29 @@ class DenseOutputLayer(OutputLayer):
 
 def check_counts(counts: Tensor) -> None:
     """Raise ``ValueError`` unless ``counts`` are the frequencies of at least two words ranked by them."""
-    if not isinstance(counts, Tensor) or counts.ndim != 1:
-        raise ValueError(f"counts must be a tensor of one dimension, [vocab]; got {getattr(counts, 'shape', counts)}")
+    check_frequencies(counts)
+    rising = (counts[1:] > counts[:-1]).nonzero()
+    if len(rising):
+        first = int(rising[0]) + 1
+        raise ValueError(
+            f"counts must not increase (word ids are frequency ranks), but counts[{first}]={counts[first].item()} > "
+            f"counts[{first - 1}]={counts[first - 1].item()}; number the words by frequency, or build the layer with "
+            "lvsoftmax.permuted.Permuted.from_counts, which takes ids in any order"
+        )
+
+
+def check_frequencies(counts: Tensor) -> None:
+    """Raise ``ValueError`` unless ``counts`` are the frequencies of at least two words, in any order."""
+    if not isinstance(counts, Tensor):
+        raise ValueError(f"counts is a {type(counts).__name__}: it must be a tensor; give torch.as_tensor(counts)")
+    if counts.ndim != 1:
+        raise ValueError(f"counts has shape {tuple(counts.shape)}: it must be of one dimension, [vocab]")
+    built_on = torch.get_default_device()
+    if not counts.is_cpu and counts.device.type != built_on.type:
+        raise ValueError(
+            f"counts is on {counts.device}, and layers are built on {built_on}; give counts.cpu() and move the layer, "
+            f"layer.to({str(counts.device)!r})"
+        )
     if len(counts) < 2:
         raise ValueError(f"counts has {len(counts)} words: a distribution needs at least 2; lower data.min_count")
     if not torch.isfinite(counts).all() or (counts < 0).any():
@@ -383,13 +406,6 @@ def check_counts(counts: Tensor) -> None:
         raise ValueError("counts are all zero; count the words of the training text")
     if counts.max() < 1:
         raise ValueError(f"counts are at most {counts.max().item()}: give how often words occur, not their shares")
-    rising = (counts[1:] > counts[:-1]).nonzero()
-    if len(rising):
-        first = int(rising[0]) + 1
-        raise ValueError(
-            f"counts must not increase (word ids are frequency ranks), but counts[{first}]={counts[first].item()} > "
-            f"counts[{first - 1}]={counts[first - 1].item()}; sort the vocabulary or wrap the layer in Permuted"
-        )
 
 
 def unigram_log_prob(counts: Tensor) -> Tensor:

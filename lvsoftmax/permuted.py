@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lvsoftmax.layer import OutputLayer
+from lvsoftmax.layer import OutputLayer, check_frequencies
 from lvsoftmax.ops.inputs import look_up
 from lvsoftmax.ops.noise import Draws
 
@@ -27,8 +27,9 @@ class Permuted(OutputLayer):
     Raises:
         ValueError: ``order`` is not a permutation of the layer's words.
 
+    >>> from lvsoftmax.layers.full_softmax import FullSoftmax
     >>> counts = torch.tensor([2, 9, 4])
-    >>> layer = Permuted.from_counts(functools.partial(FullSoftmax, 16), counts)
+    >>> layer = Permuted.from_counts(lambda ranked: FullSoftmax(16, ranked), counts)
     >>> layer.order
     tensor([2, 0, 1])
     """
@@ -47,7 +48,16 @@ class Permuted(OutputLayer):
 
     @classmethod
     def from_counts(cls, factory: Callable[[Tensor], OutputLayer], counts: Tensor) -> "Permuted":
-        """Wrap ``factory(sorted counts)`` for words whose ``counts`` are in any order; ties keep theirs."""
+        """Build a layer for words in any order, and wrap it.
+
+        Args:
+            factory: builds the layer from the counts in falling order.
+            counts: ``[vocab]`` training frequency of every id; of equal ones the first has the lower rank.
+
+        Raises:
+            ValueError: ``counts`` are no frequencies.
+        """
+        check_frequencies(counts)
         ids = counts.argsort(descending=True, stable=True)
         return cls(factory(counts[ids]), ids.argsort())
 

@@ -228,3 +228,8 @@ def test_a_layer_on_the_device_equals_itself_on_the_cpu(case):
             slopes = gradients(value, given.upstream, layer, given.hidden)
             results.append([value.cpu(), *(x.cpu() for x in slopes.values())])
         assert_close(*results, 1e-4)
+
+
+def test_a_device_without_a_number_has_the_stream_that_draws_take():
+    layer = CASES[0].build().to("cuda")
+    assert layer.generator(torch.device("cuda")) is layer.generator(layer.weight.device)

@@ -1,5 +1,6 @@
 """Backbones and the language model."""
 
+import numpy
 import pytest
 import torch
 
@@ -119,11 +120,17 @@ def test_bad_models_are_refused():
 @pytest.mark.parametrize(
     ("counts", "message"),
     [
-        (torch.tensor([1, 2, 3]), r"counts\[1\]=2 > counts\[0\]=1; sort the vocabulary or wrap the layer in Permuted"),
+        (
+            torch.tensor([1, 2, 3]),
+            r"counts\[1\]=2 > counts\[0\]=1; number the words by .*Permuted\.from_counts",
+        ),
         (torch.tensor([3, 1, -1]), "not negative; the smallest is -1"),
         (torch.tensor([0, 0]), "all zero"),
         (torch.tensor([5]), "counts has 1 words"),
-        (torch.tensor([[5, 3]]), "one dimension"),
+        (torch.tensor([[5, 3]]), r"shape \(1, 2\): it must be of one dimension"),
+        (numpy.array([5, 3]), r"counts is a ndarray: .*give torch\.as_tensor\(counts\)"),
+        ([5, 3], "counts is a list"),
+        (torch.ones(3, device="meta"), r"counts is on meta, and layers are built on cpu; give counts\.cpu\(\)"),
         (torch.tensor([2.0, float("nan")]), "finite"),
         (torch.tensor([0.6, 0.4]), r"counts are at most 0\.6.*: give how often words occur, not their shares"),
     ],

@@ -171,6 +171,11 @@ def test_what_is_no_permutation_is_refused(order):
 def test_the_example_in_the_docstring():
     import doctest
 
-    names = {"torch": torch, "functools": functools, "FullSoftmax": FullSoftmax, "Permuted": Permuted}
-    failed, tried = doctest.testmod(lvsoftmax.permuted, extraglobs=names)
-    assert tried == 3 and not failed
+    failed, tried = doctest.testmod(lvsoftmax.permuted)
+    assert tried == 4 and not failed
+
+
+@pytest.mark.parametrize("counts", [[3, 1], torch.tensor([3.0, -1.0]), torch.tensor([[3, 1]])])
+def test_what_are_no_counts_is_refused_before_they_are_sorted(counts):
+    with pytest.raises(ValueError, match="counts"):
+        Permuted.from_counts(functools.partial(FullSoftmax, 16), counts)

@@ -91,6 +91,12 @@ def test_the_optimum_overestimates_words_that_are_seldom_candidates():
     assert slope(p.log() - present.log()) < 0.15 < 0.3 < slope(p.log())
 
 
+def test_an_announced_word_outside_of_the_vocabulary_is_an_error():
+    layer = TargetSampling(D, COUNTS, samples=2)
+    with pytest.raises(ValueError, match=r"ids from -100 to 3: they must be in \[0, 18\)"):
+        layer.observe(torch.tensor([3, -100]))
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from lvsoftmax.layer import DenseOutputLayer
 from lvsoftmax.noise import make_fixed_noise
+from lvsoftmax.ops.inputs import check_vocabulary
 from lvsoftmax.ops.linear_cross_entropy.sampled import candidate_loss, sampled_softmax_slopes
 from lvsoftmax.ops.noise import FixedNoiseName, Sample, fill_up, sample_count
 from lvsoftmax.ops.objectives import candidate_logits, sampled_softmax
@@ -68,6 +69,7 @@ class TargetSampling(DenseOutputLayer):
 
     def observe(self, target: Int[Tensor, "..."]) -> None:
         """Take a stretch's targets for the candidates of the calls to come."""
+        check_vocabulary("target", target, self.vocab_size)
         self.announced.zero_()[target.flatten()] = True
 
     def draw(

@@ -51,8 +51,8 @@ def check_vocabulary(name: str, x: Tensor, vocab_size: int) -> None:
         low, high = torch.aminmax(x)
         if low < 0 or high >= vocab_size:
             raise ValueError(
-                f"{name} has ids from {low.item()} to {high.item()}: they must be in [0, {vocab_size}); leave out or "
-                "weigh with 0 what is not to be predicted"
+                f"{name} has ids from {low.item()} to {high.item()}: they must be in [0, {vocab_size}); leave out what "
+                "is not to be predicted, as in hidden[kept], target[kept] with kept = target >= 0"
             )
 
 
