@@ -14,7 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
-from experiments.cli import CONFIGS
+from experiments.cli import CONFIGS, one_line_errors
 from lvsoftmax.layer import DenseOutputLayer, OutputLayer
 
 README = CONFIGS.parent / "README.md"
@@ -34,7 +34,10 @@ def row(path: Path) -> str:
     layer = get_class(OmegaConf.load(path)["_target_"])
     module = inspect.getmodule(layer)
     assert module is not None
-    summary = summarised(inspect.getdoc(module) or "")
+    told = inspect.getdoc(module)
+    if not told:
+        raise ValueError(f"{module.__name__} has no docstring: begin the file with a sentence about what the layer is")
+    summary = summarised(told)
     cells = [f"`{path.stem}`: {summary}", options(layer), trained_on(layer), cost(layer), sources(layer)]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 
@@ -111,10 +114,16 @@ def paragraph_of(layer: type[OutputLayer], beginning: str) -> str:
 
 def main() -> None:
     """Put the table into the README, between its two marks."""
+    with one_line_errors():
+        write()
+
+
+def write() -> None:
+    """Write the README anew, with the table."""
     before, _, rest = README.read_text("utf-8").partition(BEGIN)
     _, found, after = rest.partition(END)
     if not found:
-        raise SystemExit(f"error: {README} lacks the lines {BEGIN.strip()} and {END.strip()}; put them back")
+        raise ValueError(f"{README} lacks the lines {BEGIN.strip()} and {END.strip()}; put them back")
     README.write_text(before + BEGIN + table() + END + after, "utf-8")
 
 

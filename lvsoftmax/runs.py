@@ -8,6 +8,7 @@ without them.
 
 import hashlib
 import importlib
+import inspect
 import io
 import json
 import os
@@ -60,6 +61,10 @@ def build(config: Mapping[str, Any], *args: Any, **extra: Any) -> Any:
         target = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"_target_={config['_target_']}: {error}") from error
+    try:
+        inspect.signature(target).bind(*args, **fields, **extra)
+    except TypeError as error:
+        raise ValueError(f"{config['_target_']}: {error}") from error
     return target(*args, **fields, **extra)
 
 

@@ -40,6 +40,13 @@ def test_a_surrogate_is_called_one():
         assert (catalogue.trained_on(layer) == "its likelihood") == ("forward" not in vars(layer))
 
 
+def test_a_file_without_a_docstring_is_named(monkeypatch):
+    layer = YAMLS[0].layer_class
+    monkeypatch.setattr(inspect.getmodule(layer), "__doc__", None)
+    with pytest.raises(ValueError, match=f"{layer.__module__} has no docstring: begin the file with a sentence"):
+        catalogue.row(catalogue.CONFIGS / "output" / f"{YAMLS[0].name}.yaml")
+
+
 def test_authors_are_shortened():
     assert catalogue.shortened("Mikolov, Sutskever & Chen") == "Mikolov et al."
     assert catalogue.shortened("Mnih & Teh,") == "Mnih & Teh"

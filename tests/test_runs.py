@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lvsoftmax.data.vocabulary import Vocabulary
-from lvsoftmax.runs import RunFolder, describe_environment, processor_name
+from lvsoftmax.runs import RunFolder, build, describe_environment, processor_name
 
 CPU = torch.device("cpu")
 WORDS = Vocabulary(["<eos>", "a"], np.array([2, 1]))
@@ -31,6 +31,20 @@ def test_processors_of_one_name_are_told_apart_by_family_and_model():
     assert processor_name(TWO.replace(": 25", ": 26").replace(": 17", ": 2")) == "AMD EPYC, family 26, model 2"
     assert processor_name("model name\t: Neoverse: N1\n") == "Neoverse: N1"
     assert processor_name("Features\t: fp asimd\n") == platform.processor()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"_target_": "lvsoftmax.models.lstm.LSTM", "hidden_size": 8, "width": 8}, "LSTM: .*'width'"),
+        ({"_target_": "lvsoftmax.models.lstm.LSTM"}, "LSTM: .*'hidden_size'"),
+        ({"_target_": "lvsoftmax.models.lstm.GRU"}, "_target_=lvsoftmax.models.lstm.GRU"),
+        ({"_target_": "LSTM"}, "_target_=LSTM"),
+    ],
+)
+def test_what_cannot_be_built_is_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        build(fields)
 
 
 def test_without_git_there_is_no_revision(monkeypatch):
