@@ -27,7 +27,7 @@ FIT_TOKENS = 5000
 
 @runtime_checkable
 class Model(Protocol):
-    """A module that reads text and has an output layer, such as :class:`lvsoftmax.models.LanguageModel`."""
+    """A module that reads text and has an output layer, as :class:`lvsoftmax.models.language_model.LanguageModel`."""
 
     output: OutputLayer
 

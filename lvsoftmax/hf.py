@@ -4,7 +4,8 @@ A tokeniser's ids are no frequency ranks, which is what ``Permuted`` is for::
 
     model = AutoModelForCausalLM.from_pretrained("gpt2")
     counts = token_counts(dataset["input_ids"], model.config.vocab_size)
-    layer = Permuted.from_counts(functools.partial(SampledSoftmax, model.config.hidden_size), counts)
+    factory = functools.partial(SampledSoftmax, model.config.hidden_size, sparse=False)
+    layer = Permuted.from_counts(factory, counts).to(model.device)
     model = replace_head(model, layer, from_head=True)
 """
 
