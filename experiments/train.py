@@ -122,6 +122,7 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
         reached = {"steps": step, "tokens": step * tokens_per_step, "epochs": step / steps_per_epoch}
         if overspent(config["budget"], **reached):
             raise beyond(folder, **reached)
+    del checkpoint  # it is a second copy of every parameter
     tracker = Tracker(folder.path, config, run_identity[:16])
 
     def drain() -> None:

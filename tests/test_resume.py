@@ -1,9 +1,11 @@
 """Runs that go on: the same numbers after a kill, larger budgets, what a budget is spent on."""
 
+import gc
 import json
 import signal
 import subprocess
 import time
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -71,6 +73,28 @@ def test_while_a_larger_budget_is_used_up_the_run_is_not_finished(overrides, tmp
     with pytest.raises(RunError, match="not finished"):
         read(tmp_path / "run")
     assert train(config(words)) and read(tmp_path / "run").result["train"]["epochs"] == 2
+
+
+def test_what_a_run_goes_on_from_is_not_kept(overrides, tmp_path, monkeypatch):
+    """It is as large as the model."""
+    words = [*overrides, f"run.dir={tmp_path}/run"]
+    assert train(config(words, "budget.epochs=1"))
+    restore, clip, read, kept = runs.RunFolder.restore, runs_of_train.clip_gradient_norm, [], []
+
+    def noting(folder):
+        checkpoint = restore(folder)
+        read.extend(map(weakref.ref, checkpoint["model"].values()))
+        return checkpoint
+
+    def looking(*arguments):
+        gc.collect()
+        kept.append(any(tensor() is not None for tensor in read))
+        return clip(*arguments)
+
+    monkeypatch.setattr(runs.RunFolder, "restore", noting)
+    monkeypatch.setattr(runs_of_train, "clip_gradient_norm", looking)
+    assert train(config(words, "budget.epochs=1.1"))
+    assert read and kept and not any(kept)
 
 
 def test_time_in_the_output_layer_is_not_lost_with_the_process(overrides, tmp_path, power_cut, monkeypatch):
