@@ -24,6 +24,7 @@ from lvsoftmax.cost import count_work, peak_bytes, reset_peak
 from lvsoftmax.data.batches import Batch, ContiguousBatches
 from lvsoftmax.evaluate import evaluate, temperature_of
 from lvsoftmax.layer import OutputLayer
+from lvsoftmax.ops.backends import compile_all
 from lvsoftmax.optim import clip_gradient_norm
 from lvsoftmax.runs import (
     RunFolder,
@@ -69,6 +70,7 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
     backend = output.chosen_backend(device)
     optim = config["optim"]
     optimiser = build_optimiser(optim, model)
+    compile_all(device)  # of the optimiser and of the layer's other operations, too, before any step is timed
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     base_rates = [group["lr"] for group in optimiser.param_groups]
 

@@ -4,13 +4,14 @@ import os
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 
 from lvsoftmax.ops import backends
-from lvsoftmax.ops.backends import Backends, BackendUnavailable, CppLibrary
+from lvsoftmax.ops.backends import Backends, BackendUnavailable, CppLibrary, compile_all
 
 SOURCE = """
 #include <cstdint>
@@ -91,6 +92,19 @@ def test_a_library_is_compiled_when_first_called(source, cache):
     before = file.stat().st_mtime_ns
     CppLibrary(source).load()
     assert [file.stat().st_mtime_ns for file in cache.iterdir()] == [before]
+
+
+def test_every_library_that_there_is_can_be_compiled_at_once(source, cache, monkeypatch):
+    monkeypatch.setattr(CppLibrary, "made", weakref.WeakSet())
+    library, broken = CppLibrary(source), CppLibrary(source.with_name("broken.cpp"))
+    broken.source.write_text("int f( {")
+    compile_all(torch.device("cuda"))
+    assert not cache.exists()
+    compile_all(torch.device("cpu"))
+    assert [file.suffix for file in cache.iterdir()] == [".so"]
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert library.obstacle(torch.device("cpu")) is None
+    assert "broken.cpp" in broken.obstacle(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("change", ["source", "header", "flags", "processor"])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from small_runs import ENVIRONMENT, command, config, metrics
 
+from experiments import train as training
 from experiments.cli import compose_config
 from experiments.evaluate import evaluate_run
 from experiments.reading import read
@@ -20,6 +21,7 @@ from lvsoftmax.data.statistics import bigrams, word_vectors
 from lvsoftmax.evaluate import evaluate, temperature_of
 from lvsoftmax.layers.full_softmax import FullSoftmax
 from lvsoftmax.layers.hierarchical_softmax import HierarchicalSoftmax
+from lvsoftmax.ops.backends import CppLibrary
 
 
 def test_a_run_leaves_what_was_promised(overrides):
@@ -106,6 +108,16 @@ def test_a_backend_is_passed_on_logged_and_no_part_of_what_a_run_is(overrides, t
     stored = runs.load_config(folder) | {"backend": "elsewhere"}
     monkeypatch.setattr(runs, "load_config", lambda folder: stored)
     assert runs.load(folder).output.backend == "auto"
+
+
+def test_what_a_run_computes_with_is_compiled_before_its_first_step(overrides, tmp_path, monkeypatch):
+    """Layer, draws of each token and optimiser: none of their libraries comes later."""
+    asked = []
+    monkeypatch.setattr(training, "compile_all", lambda device: asked.append((device.type, set(CppLibrary.made))))
+    words = ["output=sampled_softmax", "output.noise=bigram", "output.bigrams=text", "budget.epochs=0.2"]
+    train(config(overrides, *words, f"run.dir={tmp_path}/run"))
+    assert asked == [("cpu", set(CppLibrary.made))]
+    assert {"gather_dot", "row_update"} <= {library.source.parent.name for _, made in asked for library in made}
 
 
 def test_evaluating_a_run_on_its_test_text_however_given(overrides, text, tmp_path):

@@ -12,10 +12,10 @@ comes last. Each entry tells what stands in its way::
 What a user names is what runs, or a ``ValueError`` says what is missing; only ``auto`` may go on to the next.
 
 C++ sources have a plain C interface and know nothing of PyTorch: they compile in seconds with any g++ and are loaded by
-ctypes. Nothing is compiled before it is needed; the result stays in the user's cache folder, under a name that follows
-from the source, the headers beside it, the flags, the compiler and the processor. A call that autograd or a compiler
-shall see goes into a ``torch.library.custom_op``: it is one node of a traced graph, and may tell its operations to a
-FLOP counter (``torch.utils.flop_counter.register_flop_formula``).
+ctypes. Nothing is compiled before it is needed, or asked for by :func:`compile_all`; the result stays in the user's
+cache folder, under a name that follows from the source, the headers beside it, the flags, the compiler and the
+processor. A call that autograd or a compiler shall see goes into a ``torch.library.custom_op``: it is one node of a
+traced graph, and may tell its operations to a FLOP counter (``torch.utils.flop_counter.register_flop_formula``).
 """
 
 import ctypes
@@ -27,10 +27,11 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import weakref
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -124,10 +125,14 @@ class CppLibrary:
         *flags: for the compiler, beside ``FLAGS``.
     """
 
+    made: ClassVar["weakref.WeakSet[CppLibrary]"] = weakref.WeakSet()
+    """Every library that there is, compiled or not."""
+
     def __init__(self, source: Path, *flags: str) -> None:
         self.source = source
         self.flags = (*FLAGS, *flags)
         self._functions: dict[str, Any] = {}
+        CppLibrary.made.add(self)
 
     def obstacle(self, device: torch.device) -> str | None:
         """Return why the library cannot serve tensors of a device, having compiled it if that was all it took."""
@@ -185,6 +190,15 @@ class CppLibrary:
             return _open(self.source, self.flags)
         except RuntimeError as error:
             return str(error)
+
+
+def compile_all(device: torch.device) -> None:
+    """Compile what has been imported and serves a device, so that no compiler runs where time is measured.
+
+    What cannot be compiled is left to whoever asks for it.
+    """
+    for library in list(CppLibrary.made):
+        library.obstacle(device)
 
 
 def _open(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
