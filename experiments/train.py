@@ -186,8 +186,11 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
         if position % batch["stretch"] == 0:
             first = position * optim["accumulate"]
             last = min(first + batch["stretch"] * optim["accumulate"], len(batches))
-            output.observe(torch.cat([batches[i].target.flatten() for i in range(first, last)]).to(device))
+            coming = torch.cat([batches[i].target.flatten() for i in range(first, last)]).to(device)
+            mark = clock.mark()
+            output.observe(coming)
             output.refresh()
+            clock.add(mark)
         if position == 0:
             state = None
         for part in range(optim["accumulate"]):
