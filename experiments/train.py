@@ -46,7 +46,7 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
     """Run one configured training to its budget's end and return its result; None when it diverged.
 
     Raises:
-        ValueError: the configuration cannot run; nothing has been written then.
+        ValueError: the configuration cannot run, or not go on with what its folder holds, which then stays.
     """
     check(config)
     device = find_device(config["device"])
@@ -96,8 +96,8 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
         with autocast(config, device):
             return evaluate(model, pieces(text, tokens), counts=counts, source=source, **options)
 
-    # Resume from the last checkpoint, or start.
-    folder.start(config, corpus.vocabulary, arrays, device, backend)
+    # Resume from the last checkpoint, or start; a result that is there stays until it is known that the run can go on.
+    folder.claim()
     torch.manual_seed(stream(config["seed"], "dropout"))
     step = 0
     seconds = 0.0
@@ -125,6 +125,7 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
         if overspent(config["budget"], **reached):
             raise beyond(folder, **reached)
     del checkpoint  # it is a second copy of every parameter
+    folder.start(config, corpus.vocabulary, arrays, device, backend)
     tracker = Tracker(folder.path, config, run_identity[:16])
 
     def drain() -> None:

@@ -113,6 +113,7 @@ class RunFolder:
     def __init__(self, path: Path, identity: str) -> None:
         self.path = path
         self.identity = identity
+        self._held: int | None = None
         if any(file.is_file() and file.suffix != ".part" and file.name != LOCK for file in path.rglob("*")):
             try:
                 found = _identity_in(path)
@@ -135,6 +136,17 @@ class RunFolder:
         chosen = [name for name, value in config["output"].items() if value == BY_ITSELF and name != "backend"]
         return with_output(config, {name: begun[name] for name in chosen})
 
+    def claim(self) -> None:
+        """Hold the folder until this process ends, and clear what a killed one left half-written.
+
+        Raises:
+            ValueError: another process trains this run.
+        """
+        (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        self._lock()
+        for leftover in self.path.rglob("*.part"):
+            leftover.unlink()
+
     def start(
         self,
         config: Mapping[str, Any],
@@ -143,18 +155,15 @@ class RunFolder:
         device: torch.device,
         backend: str = "eager",
     ) -> None:
-        """Write what is known before the first step, and clear what a killed process left half-written.
+        """Write what is known before the first step, once nothing is in its way.
 
         A result that is there is that of a smaller budget, and goes.
 
         Raises:
             ValueError: another process trains this run.
         """
+        self.claim()
         environment = describe_environment(device) | {"backend": backend, "identity": self.identity}
-        (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-        self._lock()
-        for leftover in self.path.rglob("*.part"):
-            leftover.unlink()
         (self.path / "result.json").unlink(missing_ok=True)
         self._write("environment.json", json.dumps(environment, indent=1).encode())
         self._write("config.yaml", yaml.safe_dump(dict(config), sort_keys=False).encode())
@@ -184,9 +193,18 @@ class RunFolder:
         part.replace(part.with_suffix(""))
 
     def restore(self) -> dict[str, Any] | None:
-        """Return the last checkpoint and cut ``metrics.jsonl`` back to it; None, and no metrics, without one."""
+        """Return the last checkpoint and cut ``metrics.jsonl`` back to it; None, and no metrics, without one.
+
+        Raises:
+            ValueError: the run is finished and its checkpoint is not here, as where a study took it from elsewhere.
+        """
         metrics, checkpoint = self.path / "metrics.jsonl", self.path / "checkpoints" / "last.pt"
         if not checkpoint.exists():
+            if self.result is not None:
+                raise ValueError(
+                    f"{self.path} holds a result and no checkpoint from which the run could go on; delete the folder "
+                    "to begin anew, or set run.root or run.dir to another one"
+                )
             metrics.unlink(missing_ok=True)
             return None
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
@@ -200,7 +218,7 @@ class RunFolder:
 
     def _lock(self) -> None:
         """Hold the folder until this process ends: two that write into it would spoil the run."""
-        if fcntl is None:
+        if fcntl is None or self._held is not None:
             return
         held = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT)
         try:
@@ -208,6 +226,7 @@ class RunFolder:
         except OSError as error:
             os.close(held)
             raise ValueError(f"{self.path} is being trained by another process; end that one or wait for it") from error
+        self._held = held
 
     def _write(self, name: str, content: bytes | memoryview) -> None:
         part = self.path / f"{name}.part"

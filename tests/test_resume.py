@@ -2,6 +2,7 @@
 
 import gc
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -17,6 +18,7 @@ from experiments import train as runs_of_train
 from experiments.reading import RunError, read
 from experiments.train import spent, train
 from lvsoftmax import runs
+from lvsoftmax.models.language_model import LanguageModel
 from lvsoftmax.ops.linear_cross_entropy.cost_model import CostModel
 
 
@@ -42,6 +44,7 @@ def test_a_run_that_has_read_more_than_the_budget_is_none_of_that_budget(overrid
     (folder / "result.json").unlink()  # as if it had been killed there
     with pytest.raises(ValueError, match="beyond this budget"):
         train(config(overrides, "budget.epochs=1", f"run.dir={folder}"))
+    assert runs.load_config(folder)["budget"]["epochs"] == 2
     assert train(config(overrides, f"run.dir={folder}"))["train"]["epochs"] == 2
 
 
@@ -73,6 +76,25 @@ def test_while_a_larger_budget_is_used_up_the_run_is_not_finished(overrides, tmp
     with pytest.raises(RunError, match="not finished"):
         read(tmp_path / "run")
     assert train(config(words)) and read(tmp_path / "run").result["train"]["epochs"] == 2
+
+
+def test_a_result_stays_until_its_run_can_go_on(overrides, tmp_path, monkeypatch):
+    words, folder = [*overrides, f"run.dir={tmp_path}/run"], tmp_path / "run"
+    train(config(words, "budget.epochs=1"))
+    kept = {name: (folder / name).read_bytes() for name in ("config.yaml", "metrics.jsonl", "result.json")}
+
+    def unfit(*_):
+        raise RuntimeError("size mismatch")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LanguageModel, "load_state_dict", unfit)
+        with pytest.raises(RuntimeError, match="size mismatch"):
+            train(config(words))
+    assert {name: (folder / name).read_bytes() for name in kept} == kept
+    shutil.rmtree(folder / "checkpoints")
+    with pytest.raises(ValueError, match="a result and no checkpoint .* delete the folder .* set run.root or run.dir"):
+        train(config(words))
+    assert {name: (folder / name).read_bytes() for name in kept} == kept
 
 
 def test_what_a_run_goes_on_from_is_not_kept(overrides, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """What a run keeps of the machine it ran on, and a folder that something went wrong with."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -79,6 +80,18 @@ def test_two_processes_do_not_write_into_one_folder(tmp_path):
         assert not (tmp_path / "config.yaml").exists()
     folder.start({}, WORDS, {}, CPU)
     assert (tmp_path / "config.yaml").exists()
+
+
+def test_a_folder_is_locked_once(tmp_path, monkeypatch):
+    pytest.importorskip("fcntl", reason="this system has no locks of this kind")
+    opened, original = [], os.open
+    monkeypatch.setattr(os, "open", lambda path, *rest, **named: opened.append(path) or original(path, *rest, **named))
+    folder = RunFolder(tmp_path, "a")
+    folder.claim()
+    assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["lock"]
+    folder.claim()
+    folder.start({}, WORDS, {}, CPU)
+    assert opened.count(tmp_path / "lock") == 1
 
 
 def test_metrics_that_lost_their_end_are_not_filled_up(tmp_path):
