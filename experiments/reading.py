@@ -18,7 +18,7 @@ from lvsoftmax import strict_json
 NOT_CONDITIONS = ("output.", "name.output", "name.study", "seed", "run.", "wandb.", "study", "progress", "data.cache")
 """Settings that are no condition of a comparison: what is compared, where it is written and who watches."""
 
-NOT_ENVIRONMENT = ("command", "identity", "backend")
+NOT_ENVIRONMENT = ("command", "identity", "backend", "wandb_id")
 """The same of the environment."""
 
 NEEDED = ("layer", "seed", "train_steps", "train_tokens", "train_seconds")

@@ -15,7 +15,7 @@ class Tracker:
     Args:
         folder: the run's folder; wandb's own files go to its subfolder ``wandb``.
         config: the run's resolved configuration.
-        run_id: the id of a run to go on with.
+        run_id: the run's id, of one to go on with or of a new one.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any], run_id: str) -> None:

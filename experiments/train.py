@@ -126,7 +126,7 @@ def train(config: dict[str, Any]) -> dict[str, Any] | None:
             raise beyond(folder, **reached)
     del checkpoint  # it is a second copy of every parameter
     folder.start(config, corpus.vocabulary, arrays, device, backend)
-    tracker = Tracker(folder.path, config, run_identity[:16])
+    tracker = Tracker(folder.path, config, folder.wandb_id)
 
     def drain() -> None:
         """Take the clock's time in the output layer into account; on CUDA this waits for the work under way."""

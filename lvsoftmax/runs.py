@@ -13,6 +13,7 @@ import io
 import json
 import os
 import platform
+import secrets
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -128,6 +129,12 @@ class RunFolder:
         file = self.path / "result.json"
         return strict_json.loads(file.read_text()) if file.exists() else None
 
+    @property
+    def wandb_id(self) -> str | None:
+        """The run's id in wandb, None before the first start: the folder's own, as others may have its identity."""
+        file = self.path / "environment.json"
+        return json.loads(file.read_text("utf-8")).get("wandb_id") if file.exists() else None
+
     def settled(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the configuration with what its output layer chose by itself when the run began, if it has."""
         if not (self.path / "config.yaml").exists():
@@ -164,6 +171,7 @@ class RunFolder:
         """
         self.claim()
         environment = describe_environment(device) | {"backend": backend, "identity": self.identity}
+        environment["wandb_id"] = self.wandb_id or secrets.token_hex(8)
         (self.path / "result.json").unlink(missing_ok=True)
         self._write("environment.json", json.dumps(environment, indent=1).encode())
         self._write("config.yaml", yaml.safe_dump(dict(config), sort_keys=False).encode())

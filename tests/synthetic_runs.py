@@ -60,6 +60,7 @@ def make_run(
         "device": "cpu",
         "threads": 2,
         "identity": digits * 8,
+        "wandb_id": f"{layer}-{seed}-{digits}",
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "environment.json").write_text(json.dumps(environment))

@@ -94,6 +94,15 @@ def test_a_folder_is_locked_once(tmp_path, monkeypatch):
     assert opened.count(tmp_path / "lock") == 1
 
 
+def test_a_folder_keeps_an_id_of_its_own_for_wandb(tmp_path):
+    found = []
+    for name in ("here", "here", "there"):
+        folder = RunFolder(tmp_path / name, "a")
+        folder.start({}, WORDS, {}, CPU)
+        found.append(folder.wandb_id)
+    assert found[0] and found[0] == found[1] != found[2]
+
+
 def test_metrics_that_lost_their_end_are_not_filled_up(tmp_path):
     folder = RunFolder(tmp_path, "a")
     folder.start({}, WORDS, {}, CPU)

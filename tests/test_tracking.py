@@ -43,6 +43,8 @@ def test_wandb_holds_the_named_metrics(overrides, tmp_path, layer):
     subprocess.run(command(words), env=environment | {"HOME": str(tmp_path / "home")}, check=True)
     files = list((tmp_path / "run").rglob("*.wandb"))
     assert len(files) == 1
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert files[0].stem == f"run-{environment['wandb_id']}"
     logged: dict[str, list] = {}
     for record in wandb_records(files[0]):
         for item in record.history.item:
