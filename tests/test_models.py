@@ -113,6 +113,8 @@ def test_bad_models_are_refused():
         LanguageModel(LSTM(hidden_size=16), FullSoftmax(8, COUNTS))
     with pytest.raises(ValueError, match=r"dropout=1\.5"):
         LSTM(hidden_size=16, dropout=1.5)
+    with pytest.raises(ValueError, match=r"dropout=0\.5 with layers=1: .* set model\.dropout, or layers=2"):
+        LSTM(hidden_size=16, dropout=0.5)
     with pytest.raises(ValueError, match=r"hidden_size=18 must be a multiple of 2 \* heads = 8"):
         Transformer(hidden_size=18, heads=4)
 

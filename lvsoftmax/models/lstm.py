@@ -23,7 +23,7 @@ class LSTM(nn.Module):
         forget_bias: added to the forget gates' bias at the start.
 
     Raises:
-        ValueError: a size is not positive, or ``dropout`` is not in [0, 1).
+        ValueError: a size is not positive, ``dropout`` is not in [0, 1), or it is above 0 and there is one layer.
     """
 
     def __init__(
@@ -44,9 +44,12 @@ class LSTM(nn.Module):
                 raise ValueError(f"model.backbone.{name}={value}: must be at least 1")
         if not 0 <= dropout < 1:
             raise ValueError(f"model.backbone.dropout={dropout}: must be in [0, 1)")
-        # torch warns about dropout on a single layer, where there is nothing between layers to drop.
-        between = dropout if layers > 1 else 0.0
-        self.lstm = nn.LSTM(self.embedding_size, hidden_size, layers, dropout=between, batch_first=True)
+        if dropout and layers == 1:
+            raise ValueError(
+                f"model.backbone.dropout={dropout} with layers=1: there is nothing between layers; set model.dropout, "
+                "or layers=2"
+            )
+        self.lstm = nn.LSTM(self.embedding_size, hidden_size, layers, dropout=dropout, batch_first=True)
         with torch.no_grad():
             for name, parameter in self.lstm.named_parameters():
                 if init_range is not None:
