@@ -41,6 +41,12 @@ from lvsoftmax.runs import (
 WARM_UP = 10
 """Steps after which memory is measured: first steps allocate what later ones reuse."""
 
+LIMITS = ("epochs", "tokens", "seconds")
+"""What a budget may name; the first one reached ends the run."""
+
+NULLABLE = ("optim.clip", "evaluate.tokens", "evaluate.final_tokens", "evaluate.every_tokens", "evaluate.every_seconds")
+"""Numbers that may be left out, beside the limits of a budget."""
+
 
 def train(config: dict[str, Any]) -> dict[str, Any] | None:
     """Run one configured training to its budget's end and return its result; None when it diverged.
@@ -321,6 +327,8 @@ def check(config: dict[str, Any]) -> None:
     if config["wandb"]["mode"] not in ("offline", "online", "disabled"):
         raise ValueError(f"wandb.mode={config['wandb']['mode']}: choose offline, online or disabled")
     budget = config["budget"]
+    for name in budget.keys() - set(LIMITS):
+        raise ValueError(f"budget.{name}={budget[name]}: no such limit; choose one of {', '.join(LIMITS)}")
     if all(value is None for value in budget.values()):
         raise ValueError("budget is empty, the run would never end; set budget.epochs, budget.tokens or budget.seconds")
     positive = {f"budget.{key}": value for key, value in budget.items()}
@@ -329,12 +337,17 @@ def check(config: dict[str, Any]) -> None:
     positive |= {"optim.accumulate": config["optim"]["accumulate"], "optim.clip": config["optim"]["clip"]}
     positive |= {"optim.learning_rate": config["optim"]["learning_rate"], "log_every": config["log_every"]}
     for name, value in positive.items():
-        if value is not None and not (isinstance(value, int | float) and value > 0):
+        if value is None and (name in NULLABLE or name.startswith("budget.")):
+            continue
+        if not (isinstance(value, int | float) and value > 0):
             raise ValueError(f"{name}={value}: must be a positive number")
     counts = {name for name in positive if not name.startswith("budget.") and not name.endswith("_seconds")}
     for name in counts - {"optim.clip", "optim.learning_rate"}:
         if isinstance(positive[name], float):
             raise ValueError(f"{name}={positive[name]}: must be a whole number; write {round(positive[name])}")
+    seconds = config["checkpoint_every"]
+    if not (isinstance(seconds, int | float) and seconds >= 0):
+        raise ValueError(f"checkpoint_every={seconds}: must be a number of seconds, 0 for one at every step")
 
 
 def find_device(name: str) -> torch.device:
