@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
@@ -36,7 +37,11 @@ def one_line_errors() -> Iterator[None]:
 def guarded(main: Callable[[], None], config_name: str, configs: Path = CONFIGS) -> None:
     """Check the command line, then run a Hydra program whose configuration lies in the folder ``configs``."""
     with one_line_errors():
-        check_overrides(config_name, [word for word in sys.argv[1:] if not word.startswith("-")], configs)
+        # Hydra's own options may have values, which are no overrides.
+        words = get_args_parser().parse_known_args(sys.argv[1:])[0].overrides
+        empty = empty_choices(config_name, words, configs)
+        check_overrides(config_name, [word for word in words if word not in empty], configs)
+        sys.argv = [word for word in sys.argv if word not in empty]
         main()
 
 
@@ -52,6 +57,17 @@ def compose_config(config_name: str, overrides: list[str]) -> dict[str, Any]:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = compose(config_name, overrides, return_hydra_config=True)
     return resolved(config, config.hydra.runtime.choices)
+
+
+def empty_choices(config_name: str, words: list[str], configs: Path = CONFIGS) -> list[str]:
+    """Return ``study=null`` and its like where that is the default and the words say nothing else of the group.
+
+    Hydra itself refuses it: it has no word for an empty choice.
+    """
+    defaults = OmegaConf.to_container(OmegaConf.load(configs / f"{config_name}.yaml"))["defaults"]
+    groups = [group for each in defaults if isinstance(each, dict) for group, name in each.items() if name is None]
+    named = [word.partition("=")[0] for word in words]
+    return [f"{group}=null" for group in groups if named.count(group) == 1]
 
 
 def check_overrides(config_name: str, words: list[str], configs: Path = CONFIGS) -> None:

@@ -5,7 +5,7 @@ import sys
 import pytest
 from small_runs import config
 
-from experiments.cli import guarded
+from experiments.cli import compose_config, guarded
 from experiments.train import main, train
 
 
@@ -26,6 +26,10 @@ def test_word_vectors_of_an_unfit_run_are_an_error(overrides, tmp_path):
         (["model=gru"], "model=gru: no such choice; choose one of"),
         (["budgets.epochs=3"], "budgets.epochs: no such field; did you mean budget.epochs?"),
         (["seed=x=,"], "error"),
+        (["nonsense"], "nonsense"),
+        (["output=null"], "output=None: no such choice; choose one of"),
+        (["study=quick", "study=null"], "study=None: no such choice; choose one of"),
+        (["output=sampled_sotfmax", "--cfg", "job"], "output=sampled_sotfmax: no such choice"),
         (["precision=fp16"], "precision=fp16: choose fp32 or bf16"),
         (["output.bias=text"], "output.bias=text: a text can give bigrams and embeddings, nothing else"),
         (["backend=gpu"], "backend='gpu': choose one of auto, "),
@@ -62,6 +66,23 @@ def test_mistakes_end_in_one_line(overrides, tmp_path, words, message, capsys, m
     assert error.startswith("error: ")
     assert message in error
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("options", [["--cfg", "job"], ["-c", "all"], ["--info", "defaults"], ["--config-dir", "mine"]])
+def test_the_values_of_hydra_s_own_options_are_no_overrides(overrides, options, monkeypatch):
+    ran = []
+    for words in ([*overrides, *options], [*options, *overrides]):
+        monkeypatch.setattr(sys, "argv", ["train", *words])
+        guarded(lambda: ran.append(sys.argv[1:]), "train")
+        assert ran[-1] == words
+
+
+def test_a_choice_that_is_empty_by_default_may_be_said(overrides, monkeypatch):
+    ran = []
+    for words in (["study=null", *overrides], ["study=smoke", *overrides]):
+        monkeypatch.setattr(sys, "argv", ["train", *words])
+        guarded(lambda: ran.append(compose_config("train", sys.argv[1:])["name"]["study"]), "train")
+    assert ran == [None, "smoke"]
 
 
 def test_another_configuration_s_folder_is_refused(overrides, tmp_path):
