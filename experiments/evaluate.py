@@ -28,14 +28,20 @@ def evaluate_run(config: dict[str, Any]) -> dict[str, Any]:
     """Return the exact figures of a run on the configured text.
 
     Raises:
-        ValueError: the text has words outside a vocabulary that knows no ``<unk>``, or the split does not exist.
+        ValueError: the text has words outside a vocabulary that knows no ``<unk>``, the split does not exist, or there
+            are two texts.
         FileNotFoundError: there is no run, or no text.
     """
+    text = config["text"]
+    if text and config.get("data"):
+        raise ValueError(f"text={text} and data={config['name']['data']}: one text is evaluated; leave one out")
+    if text and config["split"] != "test":
+        raise ValueError(f"text={text} and split={config['split']}: a file has no splits; leave one out")
     model = load(config["run"]).to(find_device(config["device"]))
     vocabulary, source = load_vocabulary(config["run"]), None
-    if config["text"]:
-        text = "".join(read_blocks(Path(config["text"])))
-        ids = vocabulary.encode(text.removesuffix("\n").split("\n") if text else [])
+    if text:
+        read = "".join(read_blocks(Path(text)))
+        ids = vocabulary.encode(read.removesuffix("\n").split("\n") if read else [])
     else:
         if config["split"] not in ("train", "valid", "test"):
             raise ValueError(f"split={config['split']}: choose train, valid or test")

@@ -138,6 +138,12 @@ def test_evaluating_a_run_on_its_test_text_however_given(overrides, text, tmp_pa
     assert figures["file"]["nll"] == result["test"]["nll"]
     assert figures["corpus"]["nll"] == figures["file, longer"]["nll"]
     assert figures["corpus"]["tokens"] == result["test"]["tokens"] + 50 * 7
+    for words, message in (
+        (["data=zipf_small"], r"text=.* and data=zipf_small: one text is evaluated; leave one out"),
+        (["split=valid"], r"text=.* and split=valid: a file has no splits; leave one out"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate_run(compose_config("evaluate", [f"run={tmp_path}/run", *ways["file"], *words]))
     # A line ends where it ends in a text that is trained on.
     shuffled.write_text((text / "test.txt").read_text().replace("w9 ", "w9\x0c\u2028 ") + "\n")
     again = evaluate_run(compose_config("evaluate", [f"run={tmp_path}/run", "device=cpu", f"text={shuffled}"]))
