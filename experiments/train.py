@@ -354,17 +354,20 @@ def find_device(name: str) -> torch.device:
     """Return the device of that name; ``auto`` is CUDA where there is one.
 
     Raises:
-        ValueError: there is no such device here.
+        ValueError: there is no such device here, or it is neither the CPU nor CUDA's.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    reason = None
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
+        if device.type in ("cpu", "cuda"):  # clocks and memory know these two only
+            return device
     except (RuntimeError, AssertionError) as error:
-        here = ["cpu"] + [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-        raise ValueError(f"device={name} is not there; choose one of auto, {', '.join(here)}") from error
-    return device
+        reason = error
+    here = ["cpu"] + [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    raise ValueError(f"device={name} is not there; choose one of auto, {', '.join(here)}") from reason
 
 
 def autocast(config: dict[str, Any], device: torch.device) -> torch.autocast:

@@ -34,6 +34,7 @@ def test_word_vectors_of_an_unfit_run_are_an_error(overrides, tmp_path):
         (["output.bias=text"], "output.bias=text: a text can give bigrams and embeddings, nothing else"),
         (["backend=gpu"], "backend='gpu': choose one of auto, "),
         (["device=cuda:7"], "device=cuda:7 is not there; choose one of auto, cpu"),
+        (["device=meta"], "device=meta is not there; choose one of auto, cpu"),
         (["batch.size=100000"], "does not fill one batch"),
         (["batch.length=0"], "batch.length=0: must be a positive number"),
         (["budget.epochs=null"], "set budget.epochs, budget.tokens or budget.seconds"),
