@@ -56,6 +56,48 @@ def test_transformer_forgets_what_is_older_than_its_memory():
     torch.testing.assert_close(outputs[0], outputs[1])
 
 
+@pytest.mark.parametrize("length", [3, 5])
+def test_transformer_sees_the_same_however_the_text_is_cut(length):
+    """Stretches shorter and longer than the memory, in a text of many."""
+    backbone = Transformer(hidden_size=16, layers=2, heads=2, memory=4)
+    text = torch.randn(2, 41, 16)
+    outputs, state = [], None
+    for stretch in text.split(length, 1):
+        output, state = backbone(stretch, state)
+        outputs.append(output)
+    torch.testing.assert_close(torch.cat(outputs, 1), backbone(text, None)[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("length", [5, 41])
+@pytest.mark.usefixtures("in_double")
+def test_transformer_sees_as_far_back_as_its_memory_in_every_layer(length):
+    backbone = Transformer(hidden_size=16, layers=2, heads=2, memory=4)
+    text = torch.randn(2, 41, 16)
+    older = text.clone()
+    older[:, :11] = torch.randn(2, 11, 16)
+    outputs = []
+    for version in (text, older):
+        parts, state = [], None
+        for stretch in version.split(length, 1):
+            part, state = backbone(stretch, state)
+            parts.append(part)
+        outputs.append(torch.cat(parts, 1))
+    change = (outputs[0] - outputs[1]).abs().amax((0, 2))
+    assert change[18] > 1e-9  # position 10, two layers of four positions further on
+    torch.testing.assert_close(change[19:], torch.zeros(22), rtol=0, atol=1e-12)
+
+
+def test_transformer_without_memory_sees_its_stretch_from_the_start_on():
+    backbone = Transformer(hidden_size=16, layers=1, heads=2, memory=0)
+    text = torch.randn(1, 30, 16)
+    other = text.clone()
+    other[:, 0] = torch.randn(1, 16)
+    outputs = [backbone(version, None)[0] for version in (text, other)]
+    assert not torch.equal(outputs[0][:, -1], outputs[1][:, -1])
+    _, state = backbone(text, None)
+    torch.testing.assert_close(backbone(text, state)[0], outputs[0])
+
+
 def test_transformer_attends_by_distance_only():
     backbone = Transformer(hidden_size=16, layers=1, heads=2, memory=64)
     text = torch.randn(1, 6, 16)

@@ -9,24 +9,29 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 TransformerState = tuple[tuple[Tensor, Tensor], ...]
-"""Keys and values of the last positions of the stretch before, one ``[B, H, M, E]`` pair per layer."""
+"""Keys and values of the last positions that were read, one ``[B, H, M, E]`` pair per layer."""
 
 
 class Transformer(nn.Module):
-    """Decoder-only Transformer: pre-norm blocks, rotary positions, causal attention over this stretch and a memory.
+    """Decoder-only Transformer: pre-norm blocks, rotary positions, causal attention as far back as a memory reaches.
 
     Each block computes ``x + attention(norm(x))`` and then ``x + mlp(norm(x))`` (Vaswani et al. 2017 with the norm
     moved in front, Xiong et al. 2020), queries and keys are rotated by their distance (Su et al. 2021, equation 34),
-    and keys and values of the previous stretch are attended to without gradient (Dai et al. 2019, section 3.2, with
+    and keys and values of earlier stretches are attended to without gradient (Dai et al. 2019, section 3.2, with
     rotary instead of their relative positions).
 
-    Cost per token and layer: ``24 D^2 + 4 D (M + T)`` FLOPs forward; three times that for a training step.
+    A position attends to itself and to the M before it, in whichever stretch they were read: the outputs do not depend
+    on where a text is cut, and no distance is evaluated that was never trained. Without a memory, M = 0, it attends to
+    its own stretch from the start on.
+
+    Cost per token and layer: ``24 D^2 + 4 D (M + T)`` FLOPs forward, pairs out of sight included; three times that for
+    a training step.
 
     Args:
         hidden_size: D.
         layers: number of blocks.
         heads: number of attention heads; ``hidden_size / heads`` must be even.
-        memory: M, positions of the previous stretch that stay visible.
+        memory: M, how many positions before its own each attends to; 0: those of its stretch.
         dropout: probability with which a branch's output is zeroed.
 
     Raises:
@@ -50,7 +55,7 @@ class Transformer(nn.Module):
             raise ValueError(f"model.backbone.dropout={dropout}: must be in [0, 1)")
         self.embedding_size = self.hidden_size = hidden_size
         self.memory = memory
-        self.blocks = nn.ModuleList(_Block(hidden_size, heads, dropout) for _ in range(layers))
+        self.blocks = nn.ModuleList(_Block(hidden_size, heads, memory, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(hidden_size)
         for name, parameter in self.named_parameters():
             if name.endswith("weight") and parameter.ndim == 2:
@@ -72,9 +77,10 @@ class Transformer(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(self, hidden_size: int, heads: int, dropout: float) -> None:
+    def __init__(self, hidden_size: int, heads: int, memory: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
+        self.memory = memory
         self.dropout = nn.Dropout(dropout)
         self.attention_norm = nn.LayerNorm(hidden_size)
         self.query_key_value = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
@@ -91,6 +97,8 @@ class _Block(nn.Module):
             key, value = torch.cat([past[0], key], 2), torch.cat([past[1], value], 2)
         seen = key.shape[2]
         visible = torch.ones(time, seen, dtype=torch.bool, device=x.device).tril(seen - time)
+        if self.memory:
+            visible = visible.triu(seen - time - self.memory)
         mixed = F.scaled_dot_product_attention(_rotate(query, seen - time), _rotate(key, 0), value, attn_mask=visible)
         x = x + self.dropout(self.mix(mixed.transpose(1, 2).reshape(batch, time, -1)))
         x = x + self.dropout(self.contract(F.gelu(self.expand(self.mlp_norm(x)))))

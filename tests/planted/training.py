@@ -82,6 +82,11 @@ FAULTS = [
         ("runs.py", "        self._lock()\n", ""),
     ),
     fault(
+        "Transformer: a position sees all of its stretch, and the memory",
+        "test_models.py -k transformer",
+        ("models/transformer.py", "if self.memory:", "if False:"),
+    ),
+    fault(
         "random streams: a checkpoint from before the first draw leaves them where they are",
         "test_layers.py -k checkpoint_from",
         ("layer.py", "self._generators.clear()", "pass"),
