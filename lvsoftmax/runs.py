@@ -1,9 +1,9 @@
 """A run's folder: what was asked, where it ran, what came out, and enough to go on after a kill.
 
 ``config.yaml`` (resolved), ``environment.json``, ``vocabulary.tsv``, ``metrics.jsonl``, ``checkpoints/last.pt`` and,
-last of all, ``result.json``: its existence means done. What the output layer was given of the training text or of other
-runs is in ``statistics/``, and what it chose for the machine in ``config.yaml``, so that the model can be built again
-without them.
+last of all, ``result.json``: its existence means done. What the output layer was given of the training text, of files
+or of other runs is in ``statistics/``, and what it chose for the machine in ``config.yaml``, so that the model can be
+built again without them.
 """
 
 import hashlib
@@ -83,11 +83,17 @@ def folder_for(config: Mapping[str, Any], corpus_digest: str, *, follows_budget:
 
 
 def identity(config: Mapping[str, Any], corpus_digest: str, *, follows_budget: bool) -> str:
-    """Return the hash of everything that decides a run's numbers."""
+    """Return the hash of everything that decides a run's numbers: files and other runs, wherever they lie, included.
+
+    Raises:
+        ValueError: a file that the output layer asks for cannot be read.
+    """
     decisive = {key: config[key] for key in DECISIVE} | {"corpus": corpus_digest}
     decisive["output"] = {key: value for key, value in config["output"].items() if key != "backend"}
     for name, folder in runs_asked(config).items():
         decisive["output"][name] = _identity_in(folder)
+    for name, file in files_asked(config).items():
+        decisive["output"][name] = _digest(name, file)
     # A field that is younger than many a run counts only where it is set, so that those runs are found again.
     unset = {"final_tokens": None}.items()
     decisive["evaluate"] = {key: value for key, value in config["evaluate"].items() if (key, value) not in unset}
@@ -261,14 +267,22 @@ def runs_asked(config: Mapping[str, Any]) -> dict[str, Path]:
     return {name: path for name, path in paths.items() if (path / "environment.json").is_file()}
 
 
+def files_asked(config: Mapping[str, Any]) -> dict[str, Path]:
+    """Return the fields of a configuration's output layer that name an ``.npy`` file."""
+    paths = {name: Path(value) for name, value in config["output"].items() if isinstance(value, str)}
+    return {name: path for name, path in paths.items() if path.suffix == ".npy"}
+
+
 def given(config: Mapping[str, Any], corpus: Corpus) -> dict[str, np.ndarray]:
-    """Return what a configuration's output layer asks for, by field: statistics of a text, word tables of other runs.
+    """Return what a configuration's output layer asks for, by field: of a text, of files, word tables of other runs.
 
     Raises:
-        ValueError: there is no statistic of a field's name, or a run has another vocabulary or no row per word.
+        ValueError: there is no statistic of a field's name, a file cannot be read, or a run has another vocabulary or
+            no row per word.
     """
-    statistics = {name: corpus.statistic(name) for name in asked_of_text(config)}
-    return statistics | {name: word_table(folder, corpus.vocabulary) for name, folder in runs_asked(config).items()}
+    found = {name: corpus.statistic(name) for name in asked_of_text(config)}
+    found |= {name: _array(name, file) for name, file in files_asked(config).items()}
+    return found | {name: word_table(folder, corpus.vocabulary) for name, folder in runs_asked(config).items()}
 
 
 def word_table(folder: Path, vocabulary: Vocabulary) -> np.ndarray:
@@ -374,6 +388,24 @@ def anywhere(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _identity_in(folder: Path) -> str:
     return json.loads((folder / "environment.json").read_text("utf-8"))["identity"]
+
+
+def _digest(name: str, file: Path) -> str:
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as error:
+        raise _unreadable(name, file) from error
+
+
+def _array(name: str, file: Path) -> np.ndarray:
+    try:
+        return torch.from_numpy(np.load(file)).numpy()  # what is no array of numbers fails here
+    except (OSError, EOFError, ValueError, TypeError) as error:
+        raise _unreadable(name, file) from error
+
+
+def _unreadable(name: str, file: Path) -> ValueError:
+    return ValueError(f"output.{name}={file}: cannot be read; give the path of an .npy file")
 
 
 def load_config(folder: str | Path) -> dict[str, Any]:

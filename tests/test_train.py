@@ -92,6 +92,27 @@ def test_a_layer_gets_the_word_vectors_of_another_run(overrides, tmp_path):
     assert isinstance(runs.load(tmp_path / "tree of first").output, HierarchicalSoftmax)  # without the other run
 
 
+def test_a_layer_gets_an_array_from_a_file_and_the_run_keeps_it(overrides, tmp_path):
+    words = ["output=hierarchical_softmax", "budget.epochs=0.2", f"run.dir={tmp_path}/run"]
+    asked = config(overrides, *words, f"output.embeddings={tmp_path}/vectors.npy")
+    moved = config(overrides, *words, f"output.embeddings={tmp_path}/moved.npy")
+    corpus = runs.build(asked["data"])
+    counts = torch.from_numpy(corpus.vocabulary.counts)
+    vectors = np.random.default_rng(0).normal(size=(len(counts), 4))
+    file = tmp_path / "vectors.npy"
+    np.save(file, vectors)
+    from_file = HierarchicalSoftmax(16, counts, embeddings=str(file))
+    train(asked)
+    np.testing.assert_array_equal(np.load(tmp_path / "run" / "statistics" / "embeddings.npy"), vectors)
+    before = runs.identity(asked, corpus.digest, follows_budget=False)
+    file.rename(tmp_path / "moved.npy")
+    assert torch.equal(runs.load(tmp_path / "run").output.word_branch, from_file.word_branch)
+    assert train(moved) is not None  # the same run
+    assert runs.identity(moved, corpus.digest, follows_budget=False) == before
+    np.save(tmp_path / "moved.npy", vectors[::-1])
+    assert runs.identity(moved, corpus.digest, follows_budget=False) != before
+
+
 def test_a_backend_is_passed_on_logged_and_no_part_of_what_a_run_is(overrides, tmp_path, monkeypatch):
     whole = ["budget.epochs=1", f"run.dir={tmp_path}/run"]
     train(config(overrides, *whole, "output=full_softmax", "backend=eager"))

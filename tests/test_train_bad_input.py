@@ -18,6 +18,16 @@ def test_word_vectors_of_an_unfit_run_are_an_error(overrides, tmp_path):
         train(config(overrides, "output=hierarchical_softmax", f"output.embeddings={tmp_path}/few"))
 
 
+@pytest.mark.parametrize("content", [None, b"", b"the of and"])
+def test_a_file_that_holds_no_array_is_an_error(overrides, tmp_path, content):
+    if content is not None:
+        (tmp_path / "vectors.npy").write_bytes(content)
+    words = ["output=hierarchical_softmax", f"output.embeddings={tmp_path}/vectors.npy", f"run.dir={tmp_path}/run"]
+    with pytest.raises(ValueError, match=r"^output\.embeddings=.*/vectors\.npy: cannot be read; give the path of an"):
+        train(config(overrides, *words))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
