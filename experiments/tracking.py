@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,23 +55,13 @@ class Tracker:
                 self._run.summary.update(flatten(summary or {}))
                 self._run.finish()
 
-    def _reporting(self) -> "_Reporting":
-        return _Reporting(self)
-
-
-class _Reporting:
-    def __init__(self, tracker: Tracker) -> None:
-        self.tracker = tracker
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind, error, traceback) -> bool:
-        if error is None or not isinstance(error, Exception):
-            return False
-        self.tracker._run = None
-        print(f"wandb failed and is left out from here on: {error}", file=sys.stderr)
-        return True
+    @contextmanager
+    def _reporting(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._run = None
+            print(f"wandb failed and is left out from here on: {error}", file=sys.stderr)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
