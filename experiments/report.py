@@ -30,6 +30,7 @@ from experiments.advice import advice, is_exact, own_options, script
 from experiments.breakdown import Bands, Sweep
 from experiments.comparison import Comparison, Row, Survey, survey
 from experiments.drawing import MEASURES, Chart
+from experiments.glance import Glance
 from experiments.reading import conditions, differing
 from experiments.scaling import FITTED_FROM, Scaling, holds_step_times
 from experiments.sentences import answer, caveats, growth_sentence, overview, sentence, subtitle, winners
@@ -120,6 +121,11 @@ class Report:
             found, shipped, list(map(Shown.of, found.comparisons)), sweeps, sweeps_shipped and extra, scaling,
             scaling_shipped and extra, sorted([*found.left_out, *unfit]),
         )  # fmt: skip
+
+    @property
+    def glance(self) -> Glance | None:
+        """The settings side by side."""
+        return Glance.of(self.survey.comparisons)
 
     @property
     def beside(self) -> list[Comparison]:

@@ -1,8 +1,8 @@
 """The README's results, made from the runs that ship: ``python -m experiments.showcase``, or ``make results-table``.
 
 Reads ``runs/<text>/<run>``, ``studies/<study>/study.json`` and ``benchmark/<study>/results.csv`` of
-``experiments/results``. Writes, between two marks in the README, a table and a figure for each text and budget; and the
-report, beside the runs.
+``experiments/results``. Writes, between two marks in the README, a table of all layers in all settings that have
+verdicts and, folded away, a table and a figure for each setting; and the report, beside the runs.
 """
 
 from pathlib import Path
@@ -10,6 +10,7 @@ from pathlib import Path
 from experiments import report, stills, wording
 from experiments.cli import CONFIGS
 from experiments.comparison import REFERENCE, Comparison, Row, Survey, survey
+from experiments.glance import Glance
 from experiments.scaling import Scaling
 from experiments.sentences import sentence
 
@@ -32,26 +33,60 @@ def section(found: Survey, figures: dict[str, str], growth: str = "") -> str:
         figures: the address of a comparison's figure, by its slug.
         growth: what is said of step times.
     """
-    if not found.comparisons:
+    compared = [comparison for comparison in found.comparisons if len(comparison.finished) > 1]
+    if not compared:
         return NOTHING
     parts = []
-    for comparison in found.comparisons:
-        if len(comparison.finished) < 2:
-            continue
+    if glance := Glance.of(compared):
+        parts += [overall(glance), _picture(glance.comparisons[-1], figures)]
+    for comparison in compared:
         if len(comparison.rows) > MOST:
-            parts.append(
-                f"**{_title(comparison)}**: {sentence(comparison)} All {len(comparison.rows)}: in the report.\n"
-            )
-            continue
-        place = figures.get(comparison.setting.slug)
-        picture = f"\n![Test perplexity against training time, {comparison.setting}]({place})\n" if place else ""
-        parts.append(f"**{_title(comparison)}**: {sentence(comparison)}\n\n{table(comparison)}{picture}")
+            told, rest = f" All {len(comparison.rows)}: in the report.", ""
+        else:
+            drawn = glance is None or comparison is not glance.comparisons[-1]
+            told, rest = "", _folded(table(comparison), _picture(comparison, figures) if drawn else "")
+        parts += [f"**{_title(comparison)}**: {sentence(comparison)}{told}\n", rest]
     note = (
         "Perplexities are exact; in brackets 95 % intervals over seeds, each for its layer alone. Verdicts are paired "
         "by seed and corrected for the number of layers (Holm), so that *not distinguishable* may stand beside an "
         "interval without zero; it does not mean equal. Without three seeds there is no verdict.\n"
     )
-    return "\n".join([*parts, note, *filter(None, [growth])]) if parts else NOTHING
+    return "\n".join(filter(None, [*parts, note, growth]))
+
+
+def overall(glance: Glance) -> str:
+    """Return the table of all layers in all settings as Markdown."""
+    lines = []
+    for label, rows in glance.rows:
+        cells = [_outcome(row, comparison) for row, comparison in zip(rows, glance.comparisons, strict=True)]
+        lines.append(f"| {' | '.join([label[0].lower() + label[1:], *cells])} |\n")
+    header = ["output layer", *map(_title, glance.comparisons)]
+    return (
+        "Test perplexity, and how many times as fast as with the full softmax a model trains: **in bold** what is "
+        "better than the full softmax, *in italics* what is worse; the rest cannot be told apart from it.\n\n"
+        f"| {' | '.join(header)} |\n| --- |{' ---: |' * len(glance.comparisons)}\n{''.join(lines)}"
+    )
+
+
+def _outcome(row: Row | None, comparison: Comparison) -> str:
+    if row is None:
+        return ""
+    if not row.finished:
+        return row.note
+    mark = {"better": "**", "worse": "*"}.get(row.verdict, "")
+    text = f"{mark}{wording.perplexity(row.perplexity)}{mark}"
+    return f"{text}, {_shown(comparison, row, 'speed_up')}" if row.cells["speed_up"] else text
+
+
+def _picture(comparison: Comparison, figures: dict[str, str]) -> str:
+    place = figures.get(comparison.setting.slug)
+    return f"![Test perplexity against training time, {comparison.setting}]({place})\n" if place else ""
+
+
+def _folded(*parts: str) -> str:
+    """Hide what is for a second look behind a line to click on."""
+    body = "\n".join(filter(None, parts))
+    return f"<details><summary>All numbers</summary>\n\n{body}\n</details>\n"
 
 
 def _title(comparison: Comparison) -> str:
@@ -111,10 +146,10 @@ def growth(scaling: Scaling, figure: str) -> str:
     if rounds := scaling.conditions.get("rounds"):
         known.append(f"medians of {rounds} rounds")
     where = ", ".join([f"{scaling.tokens:,} tokens of width {scaling.hidden:,}", *known])
+    table = f"| {' | '.join(header)} |\n| --- |{' ---: |' * (len(header) - 1)}\n{''.join(lines)}"
     return (
         "**How much faster than the full softmax, by the size of the vocabulary**: loss and all gradients of a step of "
-        f"the output layer alone; {where}.\n\n"
-        f"| {' | '.join(header)} |\n| --- |{' ---: |' * (len(header) - 1)}\n{''.join(lines)}\n"
+        f"the output layer alone; {where}.\n\n{_folded(table)}\n"
         f"![Time of a step against the size of the vocabulary]({figure})\n"
     )
 

@@ -124,6 +124,9 @@ def test_switches_choose_axes_and_settings(page):
     page.locator(".answers a", has_text="wikitext2").click()  # the browser tells the page of it a moment later
     page.locator("article:visible h2", has_text=re.compile(r"^wikitext2")).wait_for()
     assert page.locator("article:visible").count() == 1
+    page.locator("#glance a", has_text="ptb").click()
+    page.locator("article:visible h2", has_text=re.compile(r"^ptb")).wait_for()
+    assert page.locator("article:visible").count() == 1
 
 
 def test_the_key_hides_a_layer_everywhere(page):
