@@ -26,6 +26,13 @@ def test_words_are_zipf_s_and_no_batch_is_like_another():
     assert problem(CELL) is problem(dataclasses.replace(CELL))
 
 
+def test_a_race_of_many_cells_makes_the_problem_of_each_once():
+    cells = [dataclasses.replace(CELL, tokens=tokens) for tokens in range(1, 21)]
+    first = [problem(cell) for cell in cells]
+    assert all(problem(cell) is task for cell, task in zip(cells, first, strict=True))
+    problem.cache_clear()
+
+
 def test_bf16_is_autocast_or_everything():
     auto, everything = (problem(dataclasses.replace(CELL, precision=p)) for p in ("bf16", "bf16_parameters"))
     assert auto.batches[0].hidden.dtype == everything.batches[0].hidden.dtype == torch.bfloat16

@@ -112,9 +112,9 @@ def zipf_counts(vocab: int) -> Tensor:
     return (4 * vocab / torch.arange(1, vocab + 1, dtype=torch.float64)).long()
 
 
-@functools.lru_cache(maxsize=8)
+@functools.cache
 def problem(cell: Cell) -> Problem:
-    """Return the problem of a cell: always the same."""
+    """Return the problem of a cell: always the same. A race of many cells takes turns in them; who ends it forgets."""
     generator = torch.Generator().manual_seed(cell.tokens)
     counts = zipf_counts(cell.vocab)
     cumulative = counts.double().cumsum(0)
