@@ -94,7 +94,9 @@ class Run:
         samples = self.config["output"].get("samples")
         if not isinstance(samples, int | float) or not self.result:
             return None
-        return samples if isinstance(samples, int) else max(1, round(samples * self.result["vocabulary"]))
+        if isinstance(samples, int):
+            return samples
+        return max(math.ceil(round(samples * self.result["vocabulary"], 6)), 1)  # as lvsoftmax.ops.noise.sample_count
 
     @property
     def perplexity(self) -> float:

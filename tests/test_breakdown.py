@@ -33,6 +33,10 @@ def test_sweep_has_a_line_for_each_noise(tmp_path):
 def test_a_share_of_the_vocabulary_is_a_number_of_words(tmp_path):
     run = read(make_run(tmp_path, "sampled_softmax", output={"samples": 0.05}, vocabulary=18_000))
     assert run.samples == 900
+    run = read(make_run(tmp_path, "sampled_softmax", output={"samples": 0.05}, vocabulary=18_001, digits="2"))
+    assert run.samples == 901  # 900.05, of which layers draw no part
+    run = read(make_run(tmp_path, "sampled_softmax", output={"samples": 0.07}, vocabulary=100, digits="3"))
+    assert run.samples == 7  # 7.000000000000001 in floating point
     assert read(make_run(tmp_path, "sampled_softmax", output={"samples": 1}, digits="1")).samples == 1
     assert read(make_run(tmp_path, "full_softmax")).samples is None
 
