@@ -58,7 +58,7 @@ class Growth:
     @property
     def options(self) -> dict[str, str]:
         """The options that are not the configuration's own."""
-        return dict(re.findall(r"(\w+)=([^,)]+)", self.contestant.partition("(")[2]))
+        return dict(re.findall(r"(\w+)=(\[[^\]]*\]|[^,)]+)", self.contestant.partition("(")[2]))
 
     @property
     def label(self) -> str:

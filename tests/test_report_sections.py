@@ -13,7 +13,7 @@ from experiments import report, tables
 from experiments.advice import advice, is_exact, own_options
 from experiments.comparison import survey
 from experiments.reading import read
-from experiments.scaling import Scaling
+from experiments.scaling import Growth, Scaling
 from experiments.style import STYLES
 
 
@@ -108,6 +108,9 @@ def test_options_of_a_contestant_are_read(tmp_path):
     growth = next(growth for growth in Scaling.read(path).growths if growth.name == "sampled_softmax")
     assert growth.options == {"noise": "uniform", "samples": "8"}
     assert growth.label == "Sampled softmax (noise=uniform, samples=8)"
+    tails = Growth("adaptive_softmax(cutoffs=[0.05, 0.5], bias=false)", ())
+    assert tails.options == {"cutoffs": "[0.05, 0.5]", "bias": "false"}
+    assert tails.label == "Adaptive softmax (cutoffs=[0.05, 0.5], bias=false)"
 
 
 @pytest.mark.parametrize("fault", [lambda text: text[: len(text) // 2 + 3], lambda text: "a,b\n1,2\n",
