@@ -121,6 +121,21 @@ def test_the_page_shows_time_and_memory_against_v_and_asks_nobody_for_anything()
     assert text == page.html("Benchmark", ENVIRONMENT, list(grid_records()))
 
 
+def test_who_was_timed_at_some_sizes_is_not_timed_at_the_others():
+    large, larger = (dataclasses.replace(CELL, vocab=vocab) for vocab in (10_000, 1_000_000))
+    records = [*grid_records(), Record(large, "<b>tree</b>", "layer", "takes 9.0 GiB")]
+    records += [Record(cell, "PyTorch, eager", "peer", "takes more") for cell in (large, larger)]
+    records.append(Record(larger, "<b>tree</b>", "layer", "takes 90.0 GiB"))
+    assert page.not_timed(records) == [
+        ("red_softmax", "log_prob is not normalised"),
+        ("<b>tree</b>", "at V 10,000: takes 9.0 GiB"),
+        ("PyTorch, eager", "at V 10,000 and 1,000,000: takes more"),
+        ("<b>tree</b>", "at V 1,000,000: takes 90.0 GiB"),
+    ]
+    body = page.html("Benchmark", ENVIRONMENT, records).partition("Not timed")[2]
+    assert "at V 10,000: takes 9.0 GiB" in body and "at V 1,000,000: takes 90.0 GiB" in body
+
+
 def test_without_what_draws_there_are_tables_and_a_word_about_it(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, "experiments.bench.page", None)
     monkeypatch.delattr("experiments.bench.page")

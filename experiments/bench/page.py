@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import jinja2
 import plotly.offline
 from markupsafe import Markup
 
+from experiments import wording
 from experiments.bench.cell import Cell
 from experiments.bench.goals import Result
 from experiments.bench.records import NAMES, REFERENCE, Record, Table, tables
@@ -74,7 +76,7 @@ def html(title: str, environment: Mapping[str, Any], records: Sequence[Record], 
         answer=answer_to_promises(results) if results else answer(records),
         results=sorted(results, key=lambda result: result.line.name),
         slices=slices,
-        missing={record.label: record.reason for record in records if record.reason},
+        missing=not_timed(records),
         method=" ".join(METHOD.split()),
         environment=dict(sorted(flat(environment).items())),
         plotly=Markup(plotly.offline.get_plotlyjs()) if any(part.figures for part in slices) else "",
@@ -106,6 +108,20 @@ def answer_to_promises(results: Sequence[Result]) -> str:
     return f"{count['pass']} of {len(required)} promises are kept, {count['miss']} are missed" + (
         f", {rest} could not be measured." if rest else "."
     )
+
+
+def not_timed(records: Sequence[Record]) -> list[tuple[str, str]]:
+    """Return who was not timed and why; where that is not so in every cell, with the sizes of vocabulary."""
+    refused: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        if record.reason:
+            refused.setdefault((record.label, record.reason), []).append(record)
+    cells = Counter(record.label for record in records)
+    found = []
+    for (label, reason), own in refused.items():
+        vocabs = wording.listing([f"{vocab:,}" for vocab in sorted({record.cell.vocab for record in own})])
+        found.append((label, reason if len(own) == cells[label] else f"at V {vocabs}: {reason}"))
+    return found
 
 
 def _slices(records: Sequence[Record]) -> list[Slice]:
