@@ -286,6 +286,10 @@ class Comparison:
         times = [1e6 / one["tokens_per_second"] if self.setting.in_time else one["seconds"] for one in trained]
         return math.fsum(times) / len(times)
 
+    def memory(self, row: Row) -> float:
+        """Return the mean peak memory of a layer; infinite where it was not measured."""
+        return row.mean("memory") or math.inf
+
     def frontier(self, cost: Callable[[Row], float]) -> list[Row]:
         """Return the layers that no other beats in perplexity and cost at once, the cheapest first.
 

@@ -72,7 +72,6 @@ class Line:
         joined: whether a line leads from point to point.
         texts: written beside the points; None: nothing.
         ringed: whether the points are marked by a ring.
-        bars: half-widths below and above of each point's interval; None: no intervals.
     """
 
     label: str
@@ -83,7 +82,6 @@ class Line:
     joined: bool = True
     texts: Sequence[str] | None = None
     ringed: bool = False
-    bars: Sequence[tuple[float, float]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +140,7 @@ def frontier_chart(comparison: Comparison, cost: str) -> Chart:
         "memory": lambda run: run.result["memory"]["peak_bytes"] / 1e6,
     }
     price = prices[cost]
-    best = comparison.frontier(comparison.seconds if cost == "seconds" else lambda row: row.mean("memory") or math.inf)
+    best = comparison.frontier(comparison.seconds if cost == "seconds" else comparison.memory)
     runs = [run for row in comparison.finished for run in row.finished if math.isfinite(run.perplexity)]
     lines = []
     if len(best) > 1 and all(price(run) for row in best for run in row.finished):
@@ -307,10 +305,6 @@ def to_plotly(chart: Chart) -> dict[str, Any]:
             trace["marker"]["line"] = {"color": "@ink", "width": 1.8}
         if line.texts:
             trace |= {"text": list(line.texts), "textposition": "top left"}
-        if line.bars:
-            below, above = zip(*line.bars, strict=True)
-            trace["error_y"] = {"type": "data", "symmetric": False, "array": list(above), "arrayminus": list(below),
-                                "color": colour, "thickness": 1, "width": 3}  # fmt: skip
         traces.append(trace)
     layout = LAYOUT | {"xaxis": _plotly_axis(chart.x), "yaxis": _plotly_axis(chart.y)}
     return {"data": traces, "layout": layout}

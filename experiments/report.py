@@ -215,7 +215,7 @@ def html(report: Report) -> str:
         "script": Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),
         "adviser": Markup((TEMPLATES / "advice.js").read_text(encoding="utf-8")),
     }  # fmt: skip
-    functions = (caveats, conditions, is_exact, memory_of, options_of, sentence, subtitle, winners)
+    functions = (caveats, conditions, is_exact, options_of, sentence, subtitle, winners)
     context |= {function.__name__: function for function in functions} | {"wording": wording}
     return environment.get_template("report.html.j2").render(context)
 
@@ -232,11 +232,6 @@ def scaling_rows(scaling: Scaling | None) -> list[tuple[str, dict[str, Any], dic
         (growth.label, {name: growth.power(name) for name in MEASURES}, {point.vocab: point for point in growth.points})
         for growth in scaling.growths
     ]
-
-
-def memory_of(row: Row) -> float:
-    """Return the mean peak memory of a layer."""
-    return row.mean("memory") or math.inf
 
 
 def options_of(row: Row) -> str:

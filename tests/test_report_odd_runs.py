@@ -247,7 +247,7 @@ def test_a_layer_whose_memory_was_not_measured_is_on_no_frontier_of_memory(tmp_p
         make_run(tmp_path / "runs", "sampled_softmax"),
     ]
     comparison = written(folders, tmp_path)
-    assert [row.label for row in comparison.frontier(report.memory_of)] == ["Sampled softmax"]
+    assert [row.label for row in comparison.frontier(comparison.memory)] == ["Sampled softmax"]
     assert "by memory\nsampled softmax." in (tmp_path / "report.html").read_text()
     change_result(folders[1], lambda result: result["memory"].update(peak_bytes=0))
     assert "by memory" not in report.html(report.Report.of(folders, "Study", (), (), tmp_path / "nothing"))
