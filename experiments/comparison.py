@@ -37,7 +37,7 @@ class Stop:
     @classmethod
     def of(cls, runs: Iterable[Run]) -> "Stop | None":
         """Find the axis on which the runs ended furthest apart."""
-        ends = [run.curve[-1] for run in runs if run.result and run.curve]
+        ends = [run.result["train"] for run in runs if run.result]
         if not ends:
             return None
         lowest = {axis: min(end[axis] for end in ends) for axis in ("seconds", "tokens")}

@@ -1,6 +1,7 @@
 """The report's numbers: what is paired, in which order, what is said of it, what the tables hold."""
 
 import csv
+import json
 import math
 import re
 import shutil
@@ -98,6 +99,19 @@ def test_equal_time_under_a_budget_of_tokens_and_equal_tokens_under_one_of_secon
     slow = make_run(tmp_path / "seconds", "full_softmax", speed=5000, tokens=1_000_000, budget=budget)
     comparison = comparison_of([fast, slow])
     assert (comparison.stop.axis, comparison.stop.value) == ("tokens", 1_000_000)
+
+
+def test_a_run_ends_with_its_training_and_not_with_its_last_finite_validation(tmp_path):
+    folders = [make_run(tmp_path, layer, speed=speed) for layer, speed in
+               (("full_softmax", 5000), ("sampled_softmax", 20_000), ("entmax_output", 10_000))]  # fmt: skip
+    lines = [json.loads(line) for line in (folders[1] / "metrics.jsonl").read_text().splitlines()]
+    for line in lines[20:]:
+        line["perplexity"] = "Infinity"
+    (folders[1] / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    comparison = comparison_of(folders)
+    assert (comparison.stop.axis, comparison.stop.value) == ("seconds", 50.0)  # and not 25
+    cells = {row.label: row.cells["at_stop"] for row in comparison.rows}
+    assert cells["Sampled softmax"] is None and cells["Entmax output"] and cells["Full softmax"]
 
 
 def test_perplexity_between_two_validations_is_their_geometric_mean():
