@@ -51,13 +51,15 @@ class Stop:
 def perplexity_at(curve: Sequence[dict[str, Any]], stop: Stop) -> float | None:
     """Return the validation perplexity at a time or a number of tokens; None outside of the curve.
 
-    Between two validations the mean loss is taken to fall linearly.
+    Between two validations the mean loss is taken to fall in proportion to the logarithm of time or tokens, as losses
+    about do: along a straight line in time itself, a layer with few validations would lie too high, as its curve sags
+    below the line. From zero, which has no logarithm, there is that line only.
     """
     axis, value = stop.axis, stop.value
     for left, right in itertools.pairwise(curve):
         if left[axis] <= value <= right[axis]:
-            width = right[axis] - left[axis]
-            part = (value - left[axis]) / width if width else 1.0
+            start, place, end = (math.log(one) if left[axis] > 0 else one for one in (left[axis], value, right[axis]))
+            part = (place - start) / (end - start) if end > start else 1.0
             return math.exp((1 - part) * math.log(left["perplexity"]) + part * math.log(right["perplexity"]))
     return next((point["perplexity"] for point in curve if point[axis] == value), None)
 

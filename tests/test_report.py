@@ -114,12 +114,17 @@ def test_a_run_ends_with_its_training_and_not_with_its_last_finite_validation(tm
     assert cells["Sampled softmax"] is None and cells["Entmax output"] and cells["Full softmax"]
 
 
-def test_perplexity_between_two_validations_is_their_geometric_mean():
+def test_halfway_between_two_validations_on_logarithmic_axes_perplexity_is_their_geometric_mean():
     curve = [{"seconds": 10.0, "perplexity": 400.0}, {"seconds": 30.0, "perplexity": 100.0}]
-    assert perplexity_at(curve, Stop("seconds", 20.0)) == pytest.approx(200.0)
+    assert perplexity_at(curve, Stop("seconds", 300**0.5)) == pytest.approx(200.0)
+    assert perplexity_at(curve, Stop("seconds", 20.0)) == pytest.approx(400 * 4 ** -(math.log(2) / math.log(3)))
     assert perplexity_at(curve, Stop("seconds", 30.0)) == pytest.approx(100.0)
     assert perplexity_at(curve, Stop("seconds", 31.0)) is None
     assert perplexity_at(curve[:1], Stop("seconds", 10.0)) == 400.0
+    assert perplexity_at([curve[0], curve[0], curve[1]], Stop("seconds", 10.0)) == pytest.approx(400.0)
+    begun = [{"seconds": 0.0, "perplexity": 400.0}, {"seconds": 30.0, "perplexity": 100.0}]
+    assert perplexity_at(begun, Stop("seconds", 15.0)) == pytest.approx(200.0)
+    assert perplexity_at(begun, Stop("seconds", 0.0)) == pytest.approx(400.0)
 
 
 def test_variants_of_a_layer_are_rows_of_their_own(tmp_path):
