@@ -77,6 +77,7 @@ class Column:
         relative: whether it is a ratio to that of the reference at the same seed.
         best: ``min`` or ``max``, where one end is the better one.
         spread: whether the interval is shown.
+        whole: whether there is a mean only where every finished run has a value.
     """
 
     heading: str
@@ -87,10 +88,13 @@ class Column:
     relative: bool = False
     best: Callable[[Iterable[float]], float] | None = None
     spread: bool = False
+    whole: bool = False
 
     def over(self, runs: Sequence[Run], reference: Sequence[Run]) -> Interval | None:
         """Summarise the finished ones of ``runs``; a relative number over the seeds that the reference has too."""
         own = self._values(runs)
+        if self.whole and len(own) < sum(run.result is not None for run in runs):
+            return None
         if self.relative:
             difference = Difference.paired(own, self._values(reference))
             found = difference and difference.interval
@@ -126,7 +130,7 @@ def columns(stop: Stop | None, *, smoothed: bool) -> dict[str, Column]:
         ),
         "at_stop": Column(
             f"Validation after {stop}", "validation perplexity when the first run ended", wording.perplexity,
-            lambda run: perplexity_at(run.curve, stop), logarithmic=True, best=min, spread=True,
+            lambda run: perplexity_at(run.curve, stop), logarithmic=True, best=min, spread=True, whole=True,
         ),
         "speed": Column(
             "Tokens/s", "training tokens per second, the whole step", wording.whole,

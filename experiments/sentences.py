@@ -141,6 +141,11 @@ def _equal_other(comparison: Comparison) -> str:
         f"After equal {equal} ({comparison.stop}, when the first run ended) {best.inline} has the lowest validation "
         f"perplexity, {wording.perplexity(best.cells['at_stop'].mean)}."
     )
+    axis, value = comparison.stop.axis, comparison.stop.value
+    late = [row.inline for row in comparison.finished if any(run.curve and run.curve[0][axis] > value
+                                                             for run in row.finished)]  # fmt: skip
+    if late:
+        text += f" No validation of {wording.listing(late)} is that early."
     full, winner = comparison.reference, winners(comparison)["test"]
     if comparison.setting.in_time and full and winner is not full and full in stopped and winner in stopped:
         read = winner.mean("speed") / full.mean("speed")

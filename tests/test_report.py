@@ -101,6 +101,22 @@ def test_equal_time_under_a_budget_of_tokens_and_equal_tokens_under_one_of_secon
     assert (comparison.stop.axis, comparison.stop.value) == ("tokens", 1_000_000)
 
 
+def test_layers_whose_validations_begin_later_are_named_and_have_no_mean_of_some_seeds(tmp_path):
+    budget = {"epochs": None, "tokens": None, "seconds": 200.0}
+    speeds = {"full_softmax": (5000, 5000), "sampled_softmax": (10_000, 10_000), "adaptive_softmax": (150_000, 150_000),
+              "class_softmax": (50_000, 200_000)}  # fmt: skip
+    folders = [
+        make_run(tmp_path, layer, seed=seed, speed=speed, tokens=200 * speed, budget=budget)
+        for layer, both in speeds.items() for seed, speed in enumerate(both, 1)
+    ]  # fmt: skip
+    comparison = comparison_of(folders)
+    assert (comparison.stop.axis, comparison.stop.value) == ("tokens", 1_000_000)
+    # A twentieth of their tokens is more than that, for class softmax in one of its seeds.
+    assert [row.label for row in comparison.rows if row.cells["at_stop"]] == ["Full softmax", "Sampled softmax"]
+    (note,) = [note for note in report.caveats(comparison) if note.startswith("After equal training text")]
+    assert note.endswith(" No validation of adaptive softmax and class softmax is that early.")
+
+
 def test_a_run_ends_with_its_training_and_not_with_its_last_finite_validation(tmp_path):
     folders = [make_run(tmp_path, layer, speed=speed) for layer, speed in
                (("full_softmax", 5000), ("sampled_softmax", 20_000), ("entmax_output", 10_000))]  # fmt: skip
