@@ -296,15 +296,25 @@ class Comparison:
         """Return the mean peak memory of a layer; infinite where it was not measured."""
         return row.mean("memory") or math.inf
 
+    @property
+    def ranking(self) -> Column:
+        """The perplexity that layers are ranked by: smoothed for all where one gives some words no probability."""
+        return self.columns.get("smoothed") or self.columns["test"]
+
+    def level(self, row: Row) -> float:
+        """Return the mean of the perplexity that layers are ranked by; infinite where a layer has none."""
+        cell = row.cells["smoothed" if "smoothed" in self.columns else "test"]
+        return cell.mean if cell else math.inf
+
     def frontier(self, cost: Callable[[Row], float]) -> list[Row]:
         """Return the layers that no other beats in perplexity and cost at once, the cheapest first.
 
         Those that lack one of the two take no part.
         """
-        known = [row for row in self.finished if math.isfinite(row.perplexity) and math.isfinite(cost(row))]
+        known = [row for row in self.finished if math.isfinite(self.level(row)) and math.isfinite(cost(row))]
         found: list[Row] = []
-        for row in sorted(known, key=lambda row: (cost(row), row.perplexity)):
-            if not found or row.perplexity < found[-1].perplexity:
+        for row in sorted(known, key=lambda row: (cost(row), self.level(row))):
+            if not found or self.level(row) < self.level(found[-1]):
                 found.append(row)
         return found
 

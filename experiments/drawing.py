@@ -12,6 +12,7 @@ from typing import Any
 from experiments import wording
 from experiments.breakdown import Bands, Sweep
 from experiments.comparison import Comparison, Row
+from experiments.reading import Run
 from experiments.scaling import Scaling
 from experiments.style import OF_REFERENCE, Style
 
@@ -140,24 +141,29 @@ def frontier_chart(comparison: Comparison, cost: str) -> Chart:
         "memory": lambda run: run.result["memory"]["peak_bytes"] / 1e6,
     }
     price = prices[cost]
+
+    def height(run: Run) -> float:
+        value = comparison.ranking.value(run)
+        return math.inf if value is None else value
+
     best = comparison.frontier(comparison.seconds if cost == "seconds" else comparison.memory)
-    runs = [run for row in comparison.finished for run in row.finished if math.isfinite(run.perplexity)]
+    runs = [run for row in comparison.finished for run in row.finished if math.isfinite(height(run))]
     lines = []
     if len(best) > 1 and all(price(run) for row in best for run in row.finished):
         means = [mean_of([price(run) for run in row.finished]) for row in best]
-        x, y = _staircase(means, [row.perplexity or 0.0 for row in best])
+        x, y = _staircase(means, list(map(comparison.level, best)))
         lines.append(Line("", Style("soft", "#5a6068", "circle", "dot"), x, y, [""] * len(x)))
     for row in comparison.finished:
-        own = [run for run in row.finished if run in runs and price(run)]
+        own = [run for run in row.finished if math.isfinite(height(run)) and price(run)]
         hover = [
-            f"perplexity {wording.perplexity(run.perplexity)}<br>{wording.duration(run.result['train']['seconds'])}, "
+            f"perplexity {wording.perplexity(height(run))}<br>{wording.duration(run.result['train']['seconds'])}, "
             f"{wording.count(run.result['train']['tokens'])} tokens, "
             f"{wording.whole(run.result['train']['tokens_per_second'])} tokens/s<br>"
             f"{wording.megabytes(run.result['memory']['peak_bytes'])}<br>{run.name}"
             for run in own
         ]
         lines.append(Line(
-            row.label, row.style, [price(run) for run in own], [run.perplexity for run in own], hover, joined=False,
+            row.label, row.style, [price(run) for run in own], list(map(height, own)), hover, joined=False,
             ringed=row in best,
         ))  # fmt: skip
     titles = {
@@ -165,7 +171,7 @@ def frontier_chart(comparison: Comparison, cost: str) -> Chart:
         "memory": "peak memory, MB",
     }
     x_axis = Axis.log(titles[cost], [price(run) for run in runs if price(run)], 0.08)
-    return Chart(lines, x_axis, Axis.log("test perplexity", [run.perplexity for run in runs], 0.08))
+    return Chart(lines, x_axis, Axis.log(comparison.ranking.heading.lower(), list(map(height, runs)), 0.08))
 
 
 def band_chart(bands: Bands) -> Chart:
@@ -193,21 +199,19 @@ def sweep_chart(sweep: Sweep) -> Chart:
     """Draw test perplexity against the number of drawn words, with full softmax as a level."""
     lines, values = [], []
     numbers = sorted({number for line in sweep.lines for number, _ in line.points})
-    full = sweep.comparison.reference
-    if full and full.perplexity:
-        level = wording.perplexity(full.perplexity)
-        lines.append(Line(
-            full.label, OF_REFERENCE, [numbers[0], numbers[-1]], [full.perplexity] * 2, [f"perplexity {level}"] * 2,
-        ))  # fmt: skip
-        values.append(full.perplexity)
+    full, level = sweep.comparison.reference, sweep.comparison.level
+    if full and math.isfinite(level(full)):
+        text = f"perplexity {wording.perplexity(level(full))}"
+        lines.append(Line(full.label, OF_REFERENCE, [numbers[0], numbers[-1]], [level(full)] * 2, [text] * 2))
+        values.append(level(full))
     for line in sweep.lines:
-        points = [(number, row) for number, row in line.points if row.perplexity and math.isfinite(row.perplexity)]
-        hover = [f"{number:,} words drawn<br>perplexity {wording.perplexity(row.perplexity)}" for number, row in points]
-        heights = [row.perplexity for _, row in points]
+        points = [(number, level(row)) for number, row in line.points if math.isfinite(level(row))]
+        hover = [f"{number:,} words drawn<br>perplexity {wording.perplexity(height)}" for number, height in points]
+        heights = [height for _, height in points]
         lines.append(Line(line.label, line.style, [number for number, _ in points], heights, hover))
         values += heights
     x_axis = Axis.log("words drawn, K", numbers)
-    return Chart(lines, x_axis, Axis.log("test perplexity", values))
+    return Chart(lines, x_axis, Axis.log(sweep.comparison.ranking.heading.lower(), values))
 
 
 MEASURES = {

@@ -62,7 +62,7 @@ class Shown:
     def of(cls, comparison: Comparison) -> "Shown":
         """Draw what there is to draw."""
         charts: dict[str, Chart] = {}
-        if any(math.isfinite(row.perplexity) for row in comparison.finished):
+        if any(math.isfinite(comparison.level(row)) for row in comparison.finished):
             charts |= {f"frontier-{cost}": drawing.frontier_chart(comparison, cost) for cost in ("seconds", "memory")}
         if any(run.curve for run in comparison.runs):
             charts |= {f"curves-{axis}": drawing.curve_chart(comparison, axis) for axis in ("seconds", "tokens")}

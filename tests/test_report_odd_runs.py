@@ -9,7 +9,7 @@ import re
 import pytest
 from synthetic_runs import change_result, comparison_of, make_run, names, written
 
-from experiments import report
+from experiments import drawing, report
 from experiments.breakdown import Bands
 from experiments.comparison import survey
 
@@ -197,6 +197,27 @@ def test_a_layer_that_gives_words_no_probability_is_compared_by_its_smoothed_per
     rows = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
     assert [row["test_perplexity"] for row in rows] == ["150.0", "inf", "inf", "inf", ""]
     assert float(rows[1]["test_coverage"]) == 0.999
+
+
+def test_where_one_layer_is_ranked_by_smoothed_perplexity_all_are(tmp_path):
+    folders = [
+        make_run(tmp_path, "full_softmax", perplexity=150.0, speed=5000),
+        make_run(tmp_path, "sparsemax_output", perplexity=149.9, speed=2500, coverage=0.99),
+        make_run(tmp_path, "sampled_softmax", perplexity=160.0, speed=2000),
+    ]
+    comparison = comparison_of(folders)
+    full, sparsemax = (150 * 1.002, 149.9 * 1.002)  # by exact perplexity on one side only, full softmax were ahead
+    frontier = comparison.frontier(comparison.seconds)
+    assert [(row.label, comparison.level(row)) for row in frontier] == [
+        ("Full softmax", pytest.approx(full)), ("Sparsemax output", pytest.approx(sparsemax))
+    ]  # fmt: skip
+    chart = drawing.frontier_chart(comparison, "seconds")
+    assert chart.y.title == "smoothed perplexity"
+    assert {line.label: list(line.y) for line in chart.lines if line.label} == {
+        "Full softmax": [pytest.approx(full)], "Sparsemax output": [pytest.approx(sparsemax)],
+        "Sampled softmax": [pytest.approx(160 * 1.002)],
+    }  # fmt: skip
+    assert drawing.frontier_chart(comparison_of(folders[::2]), "seconds").y.title == "test perplexity"
 
 
 def test_losses_of_one_kind_are_compared_though_words_lack_probability_in_some_seeds_only(tmp_path):
