@@ -40,7 +40,7 @@ class Bands:
             for index in range(len(frame)):
                 column = Column(
                     "", "", str, lambda run, index=index: run.result["test"]["bands"][index]["nll"],
-                    relative=bool(reference),
+                    relative=bool(reference), same_machine=comparison.setting.in_time,
                 )  # fmt: skip
                 spread = column.over(runs, reference)
                 losses.append(spread.mean if spread else None)

@@ -75,6 +75,7 @@ class Column:
         value: reads it off a run.
         logarithmic: whether means and intervals are taken of its logarithm, as for perplexities and ratios.
         relative: whether it is a ratio to that of the reference at the same seed.
+        same_machine: whether the two of such a ratio must have run on one machine.
         best: ``min`` or ``max``, where one end is the better one.
         spread: whether the interval is shown.
         whole: whether there is a mean only where every finished run has a value.
@@ -86,16 +87,19 @@ class Column:
     value: Callable[[Run], float | None]
     logarithmic: bool = False
     relative: bool = False
+    same_machine: bool = False
     best: Callable[[Iterable[float]], float] | None = None
     spread: bool = False
     whole: bool = False
 
     def over(self, runs: Sequence[Run], reference: Sequence[Run]) -> Interval | None:
-        """Summarise the finished ones of ``runs``; a relative number over the seeds that the reference has too."""
+        """Summarise the finished ones of ``runs``; a relative number over those that the reference has beside them."""
         own = self._values(runs)
         if self.whole and len(own) < sum(run.result is not None for run in runs):
             return None
         if self.relative:
+            if self.same_machine:
+                own = self._values(beside(runs, reference))
             difference = Difference.paired(own, self._values(reference))
             found = difference and difference.interval
         else:
@@ -106,6 +110,12 @@ class Column:
         values = {run.seed: self.value(run) for run in runs if run.result}
         present = {seed: value for seed, value in values.items() if value is not None and not math.isnan(value)}
         return {seed: math.log(value) for seed, value in present.items()} if self.logarithmic else present
+
+
+def beside(runs: Iterable[Run], reference: Iterable[Run]) -> list[Run]:
+    """Return the runs beside which there is one of the reference: of the same seed, on the same machine."""
+    there = {(run.seed, run.machine) for run in reference}
+    return [run for run in runs if (run.seed, run.machine) in there]
 
 
 def columns(stop: Stop | None, *, smoothed: bool) -> dict[str, Column]:
@@ -137,8 +147,9 @@ def columns(stop: Stop | None, *, smoothed: bool) -> dict[str, Column]:
             lambda run: run.result["train"]["tokens_per_second"], logarithmic=True, best=max,
         ),
         "speed_up": Column(
-            "Speed-up", "tokens per second relative to full softmax, paired by seed", wording.times,
-            lambda run: run.result["train"]["tokens_per_second"], logarithmic=True, relative=True, best=max,
+            "Speed-up", "tokens per second relative to full softmax on the same machine, paired by seed", wording.times,
+            lambda run: run.result["train"]["tokens_per_second"], logarithmic=True, relative=True, same_machine=True,
+            best=max,
         ),
         "output_share": Column(
             "Output share", "share of the training step spent in the output layer", wording.share,
@@ -273,6 +284,18 @@ class Comparison:
         return _generated(self.runs)
 
     @property
+    def elsewhere(self) -> list[Row]:
+        """The layers that share seeds with full softmax but no machine, so that their speeds cannot be compared."""
+        if self.reference is None:
+            return []
+        full = self.reference.finished
+        seeds = {run.seed for run in full}
+        return [
+            row for row in self.finished
+            if any(run.seed in seeds for run in row.finished) and not beside(row.finished, full)
+        ]  # fmt: skip
+
+    @property
     def has_verdicts(self) -> bool:
         """Whether there were seeds enough for any."""
         return any(row.verdict for row in self.rows)
@@ -386,8 +409,10 @@ def _compare(setting: Setting, runs: Sequence[Run], named: Mapping[str, str], lo
     stop = Stop.of(runs)
     table = columns(stop, smoothed=any(run.lacks_words for run in runs))
     full = variants.get(reference, [])
+    # In equal time a fast machine is a head start.
     differences = judged({
-        label: _difference(variant, full) for label, variant in variants.items() if label != reference
+        label: _difference(beside(variant, full) if setting.in_time else variant, full)
+        for label, variant in variants.items() if label != reference
     })  # fmt: skip
     rows = []
     for label, variant in variants.items():

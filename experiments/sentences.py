@@ -110,7 +110,8 @@ def subtitle(comparison: Comparison) -> str:
 def caveats(comparison: Comparison) -> list[str]:
     """Say what the answer does not say."""
     return list(filter(None, [
-        _verdicts(comparison), _equal_other(comparison), _seeds(comparison), _no_reference(comparison),
+        _verdicts(comparison), _equal_other(comparison), _seeds(comparison), _machines(comparison),
+        _no_reference(comparison),
         *(f"{row.label}: {row.note}." for row in comparison.rows if row.note), _lacking(comparison),
         *_conditions(comparison),
     ]))  # fmt: skip
@@ -147,7 +148,10 @@ def _equal_other(comparison: Comparison) -> str:
     if late:
         text += f" No validation of {wording.listing(late)} is that early."
     full, winner = comparison.reference, winners(comparison)["test"]
-    if comparison.setting.in_time and full and winner is not full and full in stopped and winner in stopped:
+    if (
+        comparison.setting.in_time and full and winner is not full and full in stopped and winner in stopped
+        and winner not in comparison.elsewhere
+    ):  # fmt: skip
         read = winner.mean("speed") / full.mean("speed")
         own, other = (wording.perplexity(row.cells["at_stop"].mean) for row in (winner, full))
         text += (
@@ -162,11 +166,23 @@ def _seeds(comparison: Comparison) -> str:
         return ""
     if comparison.seeds == 1:
         return "One seed per layer: differences as small as those between two seeds of one layer mean nothing."
-    few = [row.inline for row in comparison.finished if row is not comparison.reference and not row.verdict]
+    told = [comparison.reference, *(comparison.elsewhere if comparison.setting.in_time else [])]
+    few = [row.inline for row in comparison.finished if row not in told and not row.verdict]
     if not few:
         return ""
     which = wording.listing(few) if len(few) <= 4 else f"{len(few)} layers"
-    return f"No verdict on {which}: that takes {SEEDS_FOR_A_VERDICT} seeds that full softmax has, too."
+    several = comparison.setting.in_time and len({run.machine for run in comparison.runs}) > 1
+    where = ", on the same machine" if several else ""
+    return f"No verdict on {which}: that takes {SEEDS_FOR_A_VERDICT} seeds that full softmax has, too{where}."
+
+
+def _machines(comparison: Comparison) -> str:
+    """Say what runs of several machines cannot tell."""
+    if not comparison.elsewhere:
+        return ""
+    layers = wording.listing([row.inline for row in comparison.elsewhere])
+    lost = "in equal time no verdict, and no speed-up" if comparison.setting.in_time else "no speed-up"
+    return f"{layers[0].upper()}{layers[1:]} trained on other machines than full softmax's runs: {lost}."
 
 
 def _no_reference(comparison: Comparison) -> str:

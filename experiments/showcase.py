@@ -61,9 +61,12 @@ def overall(glance: Glance) -> str:
         cells = [_outcome(row, comparison) for row, comparison in zip(rows, glance.comparisons, strict=True)]
         lines.append(f"| {' | '.join([label[0].lower() + label[1:], *cells])} |\n")
     header = ["output layer", *map(_title, glance.comparisons)]
+    elsewhere = any(comparison.elsewhere for comparison in glance.comparisons)
+    or_not = " or, where no speed is said, was trained on another machine" if elsewhere else ""
     return (
         "Test perplexity, and how many times as fast as with the full softmax a model trains: **in bold** what is "
-        "better than the full softmax, *in italics* what is worse; the rest cannot be told apart from it.\n\n"
+        "better than the full softmax, *in italics* what is worse; the rest cannot be told apart from "
+        f"it{or_not}.\n\n"
         f"| {' | '.join(header)} |\n| --- |{' ---: |' * len(glance.comparisons)}\n{''.join(lines)}"
     )
 

@@ -31,6 +31,7 @@ def make_run(
     status: str = "finished",
     output: dict[str, Any] | None = None,
     digits: str = "0123abcd",
+    processor: str = "A processor",
     **settings: Any,
 ) -> Path:
     """Write the folder of one run: ``finished``, ``diverged`` or ``running``.
@@ -56,7 +57,7 @@ def make_run(
         "python": "3.11.2",
         "versions": {"torch": "2.13.0", "numpy": "2.4.6"},
         "command": ["train.py", f"output={layer}"],
-        "processor": "A processor",
+        "processor": processor,
         "device": "cpu",
         "threads": 2,
         "identity": digits * 8,

@@ -56,6 +56,20 @@ def test_the_readme_marks_what_is_better_and_what_is_worse(tmp_path):
     assert [fold.count(".svg") for fold in folds] == [1, 1, 1, 0]  # the picture that is shown above is not shown twice
 
 
+def test_a_layer_of_another_machine_is_not_said_to_be_level(tmp_path):
+    folders = judged(tmp_path)
+    assert "where no speed is said" not in showcase.section(survey(folders, "Study"), {})
+    limits = {"epochs": None, "tokens": None, "seconds": 1200.0}
+    folders += [
+        make_run(tmp_path, "spherical_softmax", corpus="enwiki2014", seed=seed, perplexity=60.0, budget=limits,
+                 vocabulary=140_000, processor="Another")
+        for seed in (1, 2, 3)
+    ]  # fmt: skip
+    text = showcase.section(survey(folders, "Study"), {})
+    assert "the rest cannot be told apart from it or, where no speed is said, was trained on another machine." in text
+    assert "| spherical softmax | **60.0**, 1.0× |  | 60.0 |" in text
+
+
 def test_the_page_shows_it_before_the_settings_with_links_to_them(tmp_path):
     found = report.Report.of(judged(tmp_path), "Study", (), (), tmp_path / "nothing")
     page = report.html(found)

@@ -13,6 +13,7 @@ import pytest
 from synthetic_runs import comparison_of, make_run, names, quick_study, written
 
 from experiments import report
+from experiments.breakdown import Bands
 from experiments.comparison import Stop, perplexity_at
 from experiments.drawing import log_ticks
 
@@ -49,6 +50,40 @@ def test_difference_and_speed_up_are_paired_by_seed(tmp_path):
     assert sampled.cells["speed_up"].mean == pytest.approx(2.0)
     assert sampled.cells["test"].mean == pytest.approx((160 * 120 * 900) ** (1 / 3))
     assert full.cells["difference"].mean == 0 and full.cells["speed_up"].mean == pytest.approx(1)
+
+
+@pytest.mark.parametrize("limit", [{"tokens": 1_000_000}, {"seconds": 200.0}], ids=["in text", "in time"])
+def test_a_layer_of_another_machine_has_no_speed_up_and_in_equal_time_no_verdict(tmp_path, limit):
+    budget, in_time = {"epochs": None, "tokens": None, "seconds": None} | limit, "seconds" in limit
+    for seed in (1, 2, 3):
+        make_run(tmp_path, "full_softmax", seed=seed, perplexity=150.0 + seed, budget=budget)
+        make_run(tmp_path, "sampled_softmax", seed=seed, perplexity=160.0 + seed, speed=10_000.0, budget=budget)
+        make_run(tmp_path, "class_softmax", seed=seed, perplexity=170.0 + seed, budget=budget, processor="Another")
+    comparison = comparison_of(tmp_path.glob("*/*"))
+    full, sampled, classes = comparison.rows
+    assert comparison.reference is full and comparison.elsewhere == [classes]
+    assert sampled.verdict == "worse" and sampled.cells["speed_up"].mean == pytest.approx(2.0)
+    assert classes.cells["speed_up"] is None and classes.verdict == ("" if in_time else "worse")
+    assert (classes.difference is None) == (classes.cells["difference"] is None) == in_time
+    losses = {row.label: values for row, values in Bands.of(comparison).rows}
+    assert (losses["Class softmax"] == [None] * 5) == in_time and None not in losses["Sampled softmax"]
+    notes = report.caveats(comparison)
+    lost = "in equal time no verdict, and no speed-up" if in_time else "no speed-up"
+    assert f"Class softmax trained on other machines than full softmax's runs: {lost}." in notes
+    assert not any("No verdict on" in note for note in notes)
+
+
+def test_in_equal_time_only_seeds_of_one_machine_are_paired(tmp_path):
+    budget = {"epochs": None, "tokens": None, "seconds": 200.0}
+    for seed in (1, 2, 3):
+        make_run(tmp_path, "full_softmax", seed=seed, budget=budget)
+        processor = "Another" if seed == 3 else "A processor"
+        make_run(tmp_path, "sampled_softmax", seed=seed, perplexity=160.0, budget=budget, processor=processor)
+    comparison = comparison_of(tmp_path.glob("*/*"))
+    sampled = comparison.rows[1]
+    assert sampled.difference.interval.number == sampled.cells["speed_up"].number == 2 and not comparison.elsewhere
+    (note,) = [note for note in report.caveats(comparison) if note.startswith("No verdict on sampled softmax")]
+    assert note.endswith("seeds that full softmax has, too, on the same machine.")
 
 
 def test_rows_are_in_order_of_perplexity_and_the_best_of_each_column_is_marked(tmp_path):
