@@ -5,12 +5,16 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 from experiments import wording
-from experiments.reading import Run, RunError, differing, read
+from experiments.reading import NOT_CONDITIONS, Run, RunError, differing, flat, read
+
+NOT_SHARED = (*NOT_CONDITIONS, "name.", "data.", "device", "backend", "log_every", "checkpoint_every")
+"""Settings that need not be alike in the seeds of a layer: names and the text, which is told by what it holds, and what
+decides no numbers."""
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -79,7 +83,7 @@ def gather(
     Args:
         folders: of runs.
         aside: runs that take no part, by name, and why.
-        first: names of runs that go before others of the same layer and seed.
+        first: names of runs that go before others of the same layer, and with them all under the same settings.
 
     Returns:
         Settings and their comparable runs; ``(folder, reason)`` of each one left out.
@@ -101,7 +105,7 @@ def gather(
     for run in runs:
         settings.setdefault(Setting.of(run), []).append(run)
     kept = [(setting, group) for setting in sorted(settings) for group in _by_text(settings[setting], left_out)]
-    kept = [(setting, _once(group, left_out)) for setting, group in kept]
+    kept = [(setting, _once(group, preferred, left_out)) for setting, group in kept]
     if any(_layers(group) > 1 for _, group in kept):
         for setting, group in kept:
             if _layers(group) == 1:
@@ -130,15 +134,37 @@ def _by_text(runs: Sequence[Run], left_out: list[tuple[str, str]]) -> list[list[
     return list(groups.values())
 
 
-def _once(runs: Sequence[Run], left_out: list[tuple[str, str]]) -> list[Run]:
-    """Leave out all but the first run of a layer and seed."""
-    kept: dict[tuple[str, int], Run] = {}
+def _once(runs: Sequence[Run], preferred: Set[str], left_out: list[tuple[str, str]]) -> list[Run]:
+    """Keep one configuration of each layer, and of that the first run of each seed: means are of runs that are alike.
+
+    The configuration is one of which a run is preferred, else the one with the most seeds, else the first.
+    """
+    layers: dict[str, dict[frozenset[tuple[str, str]], list[Run]]] = {}
     for run in runs:
-        other = kept.setdefault((layer_identity(run), run.seed), run)
-        if other is not run:
-            where = wording.listing(differing([other, run]) or ["nothing that matters"])
-            left_out.append((run.name, f"same layer and seed as {other.name}, from which it differs in {where}"))
-    return list(kept.values())
+        layers.setdefault(layer_identity(run), {}).setdefault(_configuration(run), []).append(run)
+    kept: list[Run] = []
+    for configurations in layers.values():
+        (settings, chosen), *others = sorted(configurations.items(), key=lambda found: (
+            not any(run.name in preferred for run in found[1]), -len({run.seed for run in found[1]})
+        ))  # fmt: skip
+        seeds: dict[int, Run] = {}
+        for run in chosen:
+            other = seeds.setdefault(run.seed, run)
+            if other is not run:
+                where = wording.listing(differing([other, run]) or ["nothing that matters"])
+                left_out.append((run.name, f"same layer and seed as {other.name}, from which it differs in {where}"))
+        for own, unlike in others:
+            where = wording.listing(sorted({key for key, _ in own ^ settings}))
+            reason = f"same layer as {chosen[0].name} under other settings: they differ in {where}"
+            left_out += [(run.name, reason) for run in unlike]
+        kept += seeds.values()
+    return kept
+
+
+def _configuration(run: Run) -> frozenset[tuple[str, str]]:
+    """Return the settings in which the seeds of a layer are alike; what is null is as good as not there."""
+    settings = flat(run.config).items()
+    return frozenset((key, value) for key, value in settings if value != "null" and not key.startswith(NOT_SHARED))
 
 
 def _marked(kept: Sequence[tuple[Setting, list[Run]]]) -> list[tuple[Setting, list[Run]]]:

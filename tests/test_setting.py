@@ -6,6 +6,7 @@ import pytest
 from synthetic_runs import make_run, make_seeds
 
 from experiments.comparison import survey
+from experiments.setting import gather
 
 
 def test_texts_and_budgets_are_compared_each_for_itself_and_never_averaged(tmp_path):
@@ -49,6 +50,34 @@ def test_a_run_is_not_averaged_with_one_under_other_settings(tmp_path):
     found = survey(tmp_path.glob("*/*"), "")
     assert found.comparisons[0].rows[0].cells["test"].mean == pytest.approx(100.0)
     assert "optim.learning_rate" in found.left_out[0][1]
+
+
+RATES = {"slow": {"learning_rate": 0.05}, "fast": {"learning_rate": 0.2}}
+
+
+def test_the_seeds_of_a_layer_are_of_one_configuration_the_one_with_the_most(tmp_path):
+    make_run(tmp_path, "full_softmax", perplexity=100.0)
+    for seed, digits in ((1, "a"), (2, "c")):
+        make_run(tmp_path, "sampled_softmax", seed=seed, perplexity=200.0, digits=digits, optim=RATES["slow"])
+    for seed, digits in ((1, "b"), (2, "b"), (3, "d")):
+        quiet = {"log_every": seed, "device": f"cuda:{seed}"}
+        make_run(tmp_path, "sampled_softmax", seed=seed, digits=digits, optim=RATES["fast"] | {"clip": None}, **quiet)
+    found = survey(tmp_path.glob("*/*"), "")
+    sampled = found.comparisons[0].rows[1]
+    assert [(run.name[-1], run.seed) for run in sampled.runs] == [("b", 1), ("b", 2), ("d", 3)]
+    assert sampled.cells["test"].mean == pytest.approx(150.0)
+    reason = "same layer as sotu/sampled_softmax-lstm-seed1-b under other settings: they differ in optim.learning_rate"
+    assert found.left_out == [(f"sotu/sampled_softmax-lstm-seed{seed}-{digits}", reason)
+                              for seed, digits in ((1, "a"), (2, "c"))]  # fmt: skip
+
+
+def test_the_configuration_that_a_study_names_goes_before_one_with_more_seeds(tmp_path):
+    for seed in (1, 2, 3):
+        make_run(tmp_path, "sampled_softmax", seed=seed, digits="a", perplexity=200.0, optim=RATES["slow"])
+    named = [make_run(tmp_path, "sampled_softmax", seed=seed, digits="b", optim=RATES["fast"]) for seed in (1, 2)]
+    ((_, runs),), left_out = gather(tmp_path.glob("*/*"), first=[f"sotu/{named[1].name}"])
+    assert sorted(run.name for run in runs) == [f"sotu/{folder.name}" for folder in named]
+    assert [name[-1] for name, _ in left_out] == ["a", "a", "a"]
 
 
 def test_real_text_comes_before_generated_text(tmp_path):
