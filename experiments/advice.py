@@ -26,7 +26,7 @@ def is_exact(name: str) -> bool | None:
     """Return whether a layer is trained on its likelihood and gives every word a probability; None of an unknown one.
 
     Both are visible in its source, and reading that spares the page an import of torch: a layer that defines no
-    ``forward`` is trained on its likelihood.
+    ``forward`` is trained on its likelihood. Whether a probability takes a pass over the vocabulary, neither says.
     """
     file = ROOT / "lvsoftmax" / "layers" / f"{name}.py"
     if not file.is_file():

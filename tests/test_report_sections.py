@@ -139,6 +139,13 @@ def test_what_a_layer_is_trained_on_is_read_off_its_source():
     assert is_exact("of_somebody_else") is None
 
 
+def test_the_page_promises_no_more_of_exact_layers_than_is_known(tmp_path):
+    """Nothing tells which of them pass over the vocabulary for a probability: full softmax does."""
+    text = page([make_run(tmp_path, layer) for layer in ("full_softmax", "sampled_softmax")], tmp_path / "out")
+    assert "I need exact probabilities: a layer trained on its likelihood, no surrogate" in text
+    assert "pass over the vocabulary" not in text
+
+
 def test_evidence_is_what_the_tables_say(seeds, tmp_path):
     found = survey(seeds, "")
     scaling = Scaling.read(make_benchmark(tmp_path / "v" / "results.csv"))

@@ -117,7 +117,7 @@
     }
     const unknown = rows.filter((row) => !speed(row)).map((row) => row.label);
     if (unknown.length) notes.push(`Not timed: ${unknown.join(", ")}.`);
-    if (!asked.exact) notes.push("Every layer can give exact probabilities; one that was not trained on its likelihood has to pass over the vocabulary for each.");
+    if (!asked.exact) notes.push("Every layer can give exact probabilities; the column Likelihood says which were trained on theirs, and not on a surrogate.");
     said.push(element("ul", notes.map((note) => element("li", note)), { class: "caveats" }));
 
     // [heading, text, class] of each column; one with nothing in it is left away.
