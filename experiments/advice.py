@@ -7,16 +7,16 @@ import ast
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from experiments.comparison import Comparison
+from experiments.comparison import REFERENCE, Comparison
 from experiments.reading import Run
-from experiments.scaling import Growth, Scaling
+from experiments.scaling import Growth, Point, Scaling
 
 ROOT = Path(__file__).parent.parent
 
@@ -53,23 +53,34 @@ def advice(comparisons: Sequence[tuple[str, Comparison]], scaling: Scaling | Non
     """
     compared = [(place, one) for place, one in comparisons if one.reference and len(one.finished) > 1]
     real = [(place, one) for place, one in compared if not one.generated]
+    growths = scaling.growths if scaling else []
+    full = {point.vocab: point.seconds for one in growths if one.contestant == REFERENCE for point in one.points}
     return {
         "scaling": scaling and {
             "tokens": scaling.tokens,
             "hidden": scaling.hidden,
-            "layers": [_curve(growth) for growth in scaling.growths],
+            "layers": [_curve(growth, full) for growth in growths],
         },
         "settings": [_quality(place, comparison) for place, comparison in real or compared],
     }  # fmt: skip
 
 
-def _curve(growth: Growth) -> dict[str, Any]:
+def _curve(growth: Growth, full: Mapping[int, float]) -> dict[str, Any]:
+    """Return what a layer takes by size of vocabulary.
+
+    Layers are raced in groups, at different moments: where a ratio to full softmax in the same rounds
+    is known, a time is that ratio times full softmax's.
+    """
+
+    def seconds(point: Point) -> float:
+        return point.over_full * full[point.vocab] if point.over_full and point.vocab in full else point.seconds
+
     return {
         "name": growth.name,
         "label": growth.label,
         "options": growth.options,
         "exact": bool(is_exact(growth.name)),
-        "points": [[point.vocab, point.seconds, point.memory] for point in growth.points],
+        "points": [[point.vocab, seconds(point), point.memory] for point in growth.points],
     }
 
 

@@ -162,6 +162,18 @@ def test_evidence_is_what_the_tables_say(seeds, tmp_path):
     assert curve["points"][1][:2] == [10_000, 0.05] and curve["exact"]
 
 
+def test_times_of_the_evidence_are_ratios_within_the_rounds_of_a_race(tmp_path):
+    path = make_benchmark(tmp_path / "v" / "results.csv")
+    assert path.read_text().count(",0.05,0.05,") == 1  # the tree at 10,000 words: seconds, and over full softmax
+    path.write_text(path.read_text().replace(",0.05,0.05,", ",0.05,0.04,"))
+    layers = advice([], Scaling.read(path))["scaling"]["layers"]
+    full, tree = (next(one for one in layers if one["name"] == f"{name}_softmax") for name in ("full", "hierarchical"))
+    assert tree["points"][1][1] / full["points"][1][1] == pytest.approx(0.04)
+    path.write_text(path.read_text().replace(",0.05,0.04,", ",0.05,,"))
+    layers = advice([], Scaling.read(path))["scaling"]["layers"]
+    assert next(one for one in layers if one["name"] == "hierarchical_softmax")["points"][1][1] == 0.05
+
+
 def test_generated_text_is_evidence_only_where_there_is_no_other(seeds, tmp_path):
     generated = make_sweep(tmp_path)
     for folder in generated:
