@@ -97,13 +97,14 @@ def _quality(place: str, comparison: Comparison) -> dict[str, Any]:
             "above": gap.mean if gap and math.isfinite(gap.mean) else None,
             "verdict": row.verdict,
             "speedUp": speed_up.mean if speed_up else None,
+            "seeds": len(row.finished),
+            "note": row.note,
         })  # fmt: skip
     return {
         "title": str(comparison.setting),
         "place": place,
         "vocab": comparison.vocabulary,
         "inTime": comparison.setting.in_time,
-        "seeds": comparison.seeds,
         "rows": rows,
     }
 

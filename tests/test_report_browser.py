@@ -232,6 +232,23 @@ def test_advice_in_equal_time_takes_the_fastest_of_those_that_are_level(browser,
     page.close()
 
 
+def test_advice_says_how_many_seeds_the_layer_has_and_that_some_were_lost(browser, tmp_path):
+    folders = [make_run(tmp_path, "full_softmax", seed=seed, speed=1000.0) for seed in (1, 2, 3)]
+    folders += [make_run(tmp_path, "sampled_softmax", seed=seed) for seed in (1, 2)]
+    folders.append(make_run(tmp_path, "sampled_softmax", seed=3, status="diverged"))
+    written = report.Report.of(folders, "A lost seed", (), [], tmp_path / "nothing")
+    (tmp_path / "report.html").write_text(report.html(written))
+    page = browser.new_page()
+    page.goto((tmp_path / "report.html").as_uri())
+    short, long = ask(page, 18_000, 200)
+    assert short.startswith("Sampled softmax:") and short.endswith(" But 1 of 3 seeds diverged.")
+    assert "this layer's is a mean of 2 seeds." in long
+    short, long = ask(page, 18_000, 200, exact=True)
+    assert short.startswith("Full softmax:") and "diverged" not in short
+    assert "this layer's is a mean of 3 seeds." in long
+    page.close()
+
+
 def test_advice_says_where_a_layer_was_timed_with_other_options(browser, tmp_path):
     folders = [
         make_run(tmp_path, "full_softmax", vocabulary=10_000),

@@ -152,14 +152,24 @@ def test_evidence_is_what_the_tables_say(seeds, tmp_path):
     evidence = advice([("#here", one) for one in found.comparisons], scaling)
     assert json.loads(json.dumps(evidence)) == evidence
     ptb = evidence["settings"][0]
-    assert (ptb["vocab"], ptb["inTime"], ptb["seeds"], ptb["place"]) == (10_000, False, 3, "#here")
+    assert (ptb["vocab"], ptb["inTime"], ptb["place"]) == (10_000, False, "#here")
     rows = {row["name"]: row for row in ptb["rows"]}
     assert rows["sampled_softmax"]["above"] == pytest.approx(math.expm1(0.01), abs=0.002)
     assert rows["full_softmax"]["above"] == 0 and not rows["sampled_softmax"]["exact"]
+    assert {(row["seeds"], row["note"]) for row in rows.values()} == {(3, "")}
     assert [name for name, row in rows.items() if row["reference"]] == ["full_softmax"]
     assert evidence["settings"][2]["inTime"]
     curve = next(one for one in evidence["scaling"]["layers"] if one["name"] == "hierarchical_softmax")
     assert curve["points"][1][:2] == [10_000, 0.05] and curve["exact"]
+
+
+def test_evidence_says_of_how_many_seeds_a_layer_is_and_which_were_lost(tmp_path):
+    folders = [make_run(tmp_path, layer, seed=seed) for layer in ("full_softmax", "sampled_softmax") for seed in (1, 2)]
+    folders.append(make_run(tmp_path, "sampled_softmax", seed=3, status="diverged"))
+    rows = advice([("#here", survey(folders, "").comparisons[0])], None)["settings"][0]["rows"]
+    assert {row["name"]: (row["seeds"], row["note"]) for row in rows} == {
+        "full_softmax": (2, ""), "sampled_softmax": (2, "1 of 3 seeds diverged")
+    }  # fmt: skip
 
 
 def test_times_of_the_evidence_are_ratios_within_the_rounds_of_a_race(tmp_path):

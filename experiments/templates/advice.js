@@ -96,8 +96,9 @@
       because.push(`it is the fastest of the layers that fit your answers: ${pace(best, full)}, and after equal text its perplexity is ${percent(best.above)} against full softmax's`,
         best.verdict ? ` (${best.verdict})` : "", ".");
     }
+    if (best.note) because.push(` But ${best.note}.`);
     const said = [element("p", [element("strong", best.label), ": ", ...because], { class: "answer", id: "recommended" })];
-    const notes = [["Perplexity is taken from ", evidenceLink, `, V ${number(setting.vocab)}, ${setting.seeds} seed${setting.seeds > 1 ? "s" : ""}.`]];
+    const notes = [["Perplexity is taken from ", evidenceLink, `, V ${number(setting.vocab)}; this layer's is a mean of ${best.seeds} seed${best.seeds > 1 ? "s" : ""}.`]];
     const factor = Math.max(asked.vocab / setting.vocab, setting.vocab / asked.vocab);
     const differs = `it differs by a factor of ${figures(factor)}, and what a layer costs in perplexity changes with V.`;
     if (nearer) {
