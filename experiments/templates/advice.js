@@ -46,17 +46,16 @@
   const candidates = (setting, { vocab, hidden, tokens }) => {
     const scaling = evidence.scaling;
     return setting.rows.map((row) => {
-      const own = scaling?.layers.filter((layer) => layer.name === row.name) ?? [];
-      const curve = own.find((layer) => same(layer.options, row.options)) ?? own.find((layer) => same(layer.options, {}));
+      // Options decide the work: times of a layer with other ones are those of another layer.
+      const curve = scaling?.layers.find((layer) => layer.name === row.name && same(layer.options, row.options));
       const seconds = curve ? at(curve.points, vocab, 1) * (hidden / scaling.hidden) * (tokens / scaling.tokens) : null;
       const bytes = curve ? at(curve.points, vocab, 2) : null;
-      return { ...row, seconds, alike: curve && same(curve.options, row.options),
-               bytes: bytes && bytes * hidden / scaling.hidden };
+      return { ...row, seconds, bytes: bytes && bytes * hidden / scaling.hidden };
     });
   };
 
   const pace = (row, full) => row.seconds && full.seconds
-    ? `its part of a step takes ${time(row.seconds)}${row.alike ? "" : ", timed with the options of its yaml"}, full softmax's ${time(full.seconds)}`
+    ? `its part of a step takes ${time(row.seconds)}, full softmax's ${time(full.seconds)}`
     : `it trains ${figures(row.speedUp)} times as fast as full softmax there`;
 
   const advise = () => {
@@ -112,6 +111,8 @@
       const [low, high] = [Math.min(...sizes), Math.max(...sizes)];
       const { tokens, hidden } = evidence.scaling;
       notes.push([`Times come from `, element("a", "measurements", { href: "#vocabularies" }), ` of the output layer at V ${number(low)} to ${number(high)}, D ${number(hidden)} and ${number(tokens)} tokens on one machine, and are taken to be in proportion to D and tokens; yours will differ, their ratios less so.`]);
+      const wholeSteps = rows.filter((row) => row !== full && !(row.seconds && full.seconds) && speed(row)).map((row) => row.label);
+      if (wholeSteps.length) notes.push(`Not timed with these options, their speed-ups those of whole training steps in that setting: ${wholeSteps.join(", ")}.`);
       if (asked.vocab < low || asked.vocab > high) notes.push("Your V lies outside of what was timed: the times are extrapolated.");
     } else {
       notes.push("Nothing was timed at your size: the speed-ups are those of whole training steps in that setting.");
@@ -123,7 +124,7 @@
 
     // [heading, text, class] of each column; one with nothing in it is left away.
     const columns = [
-      ["Step", (row) => row.seconds ? time(row.seconds) + (row.alike ? "" : "*") : ""],
+      ["Step", (row) => row.seconds ? time(row.seconds) : ""],
       ["Speed-up", (row) => speed(row) ? `${figures(speed(row))}×` : ""],
       ["Memory", (row) => row.bytes ? memory(row.bytes) : ""],
       ["Perplexity", (row) => row === full ? "reference" : row.above === null ? "" : percent(row.above)],
@@ -137,8 +138,7 @@
     ], row === best ? { class: "chosen" } : {}));
     const head = [element("th", "Output layer", { scope: "col" }),
                   ...columns.map(([heading, , kind = ""]) => element("th", heading, { scope: "col", class: kind }))];
-    const caption = "The output layer's part of a step at your size; perplexity against full softmax in the setting named above"
-      + (rows.some((row) => row.seconds && !row.alike) ? ". *: timed with the options of its yaml" : "");
+    const caption = "The output layer's part of a step at your size; perplexity against full softmax in the setting named above";
     const table = element("table", [
       element("caption", element("span", caption), { id: "recommendation-caption" }),
       element("thead", element("tr", head)),
