@@ -2,7 +2,7 @@
 
 Its runs and trials that have ended are copied to ``runs``, without their checkpoints, and its ``study.json`` to
 ``studies``. There the report finds them, and studies take them as finished whose ``study.finished`` names the folder.
-What is there already is left as it is, except a run that went on since, and the study's record.
+What is there already is left as it is, except a run that went on since or is damaged, and the study's record.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.cli import one_line_errors
-from experiments.reading import RunError, read
+from experiments.reading import Run, RunError, read
 from experiments.study import copy
 
 RESULTS = Path(__file__).parent / "results"
@@ -39,7 +39,7 @@ def ship(study: Path, to: Path) -> list[tuple[str, str]]:
         except RunError as reason:
             told.append((name, f"left out: {reason}"))
             continue
-        if (kept / name).exists() and read(kept / name).record() == run.record():
+        if holds(kept / name, run):
             told.append((name, "there already"))
             continue
         shutil.rmtree(kept / name, ignore_errors=True)
@@ -49,6 +49,14 @@ def ship(study: Path, to: Path) -> list[tuple[str, str]]:
     record.parent.mkdir(parents=True, exist_ok=True)
     record.write_text(text, encoding="utf-8")
     return told
+
+
+def holds(folder: Path, run: Run) -> bool:
+    """Return whether a folder has the numbers of that run; one that is damaged has not."""
+    try:
+        return read(folder).record() == run.record()
+    except RunError:
+        return False
 
 
 def names(record: dict[str, Any]) -> Iterator[str]:

@@ -57,6 +57,17 @@ def test_a_run_that_went_on_replaces_what_was_kept_of_it(root, tmp_path):
     assert read(kept / "runs" / "sotu" / folder.name).result == result
 
 
+def test_a_damaged_run_among_what_was_kept_is_copied_anew(root, tmp_path):
+    kept = tmp_path / "kept"
+    ship.ship(root / "studies" / "small-sotu", kept)
+    (folder,) = (kept / "runs" / "sotu").glob("*a")
+    (folder / "result.json").write_text("{")
+    told = dict(ship.ship(root / "studies" / "small-sotu", kept))
+    assert told.pop(f"sotu/{folder.name}").startswith("copied")
+    assert sorted(what.split(":")[0] for what in told.values()) == ["left out", "there already", "there already"]
+    assert read(folder).record() == read(root / "sotu" / folder.name).record()
+
+
 def test_no_study_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["ship", str(tmp_path), "--to", str(tmp_path / "kept")])
     with pytest.raises(SystemExit) as stop:
