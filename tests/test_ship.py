@@ -9,6 +9,7 @@ from synthetic_runs import make_run
 from experiments import ship
 from experiments.cli import compose_config
 from experiments.reading import NOT_CONDITIONS, flat, read
+from experiments.studies import StudyRecord
 from experiments.study import KEPT
 
 
@@ -21,12 +22,19 @@ def root(tmp_path):
     trial, *runs = [make_run(root, "full_softmax", digits=digits, **kind) for digits, kind in kinds.items()]
     (runs[0] / "checkpoints" / "last.pt").write_bytes(b"large")
     names = [f"sotu/{run.name}" for run in runs]
-    record = {
-        "layers": [{"search": [{"run": f"sotu/{trial.name}"}, {"run": names[1]}]}], "runs": names, "smoke": []
-    }  # fmt: skip
     (root / "studies" / "small-sotu").mkdir(parents=True)
-    (root / "studies" / "small-sotu" / "study.json").write_text(json.dumps(record))
+    write_record(root, "full_softmax", [f"sotu/{trial.name}", names[1]], names)
     return root
+
+
+def write_record(root, layer, trials, runs, smoke=()):
+    """Write the record of a study of one layer."""
+    search = [{"learning_rate": 0.1, "valid_nll": 5.0, "seconds": 1.0, "run": trial} for trial in trials]
+    content = {
+        "study": "small", "data": "sotu", "layers": [{"layer": layer, "search": search, "learning_rate": 0.1}],
+        "runs": list(runs), "smoke": list(smoke),
+    }  # fmt: skip
+    (root / "studies" / "small-sotu" / "study.json").write_text(json.dumps(content, indent=1) + "\n")
 
 
 def test_what_has_ended_is_copied_without_checkpoints(root, tmp_path, monkeypatch, capsys):
@@ -66,6 +74,36 @@ def test_a_damaged_run_among_what_was_kept_is_copied_anew(root, tmp_path):
     assert told.pop(f"sotu/{folder.name}").startswith("copied")
     assert sorted(what.split(":")[0] for what in told.values()) == ["left out", "there already", "there already"]
     assert read(folder).record() == read(root / "sotu" / folder.name).record()
+
+
+def test_layers_that_a_study_no_longer_has_stay_in_its_record(root, tmp_path):
+    kept, study = tmp_path / "kept", root / "studies" / "small-sotu"
+    ship.ship(study, kept)
+    trial, run, smoke = (
+        f"sotu/{make_run(root, layer, digits=digits, tokens=tokens).name}"
+        for layer, digits, tokens in (
+            ("sampled_softmax", "0000000e", 1000), ("sampled_softmax", "0000000f", 1_000_000),
+            ("taylor_softmax", "00000010", 1000),
+        )
+    )  # fmt: skip
+    write_record(root, "sampled_softmax", [trial], [run], [smoke])
+    ship.ship(study, kept)
+    place = kept / "studies" / "small-sotu" / "study.json"
+    found, before = StudyRecord.read(place), [f"sotu/full_softmax-lstm-seed1-0000000{digit}" for digit in "abc"]
+    assert [search.layer for search in found.searches] == ["sampled_softmax", "full_softmax"]
+    assert found.runs == [run, *before[1:]]  # the one that goes on was never kept
+    assert set(found.aside) == {trial, before[0], smoke}
+    # What it says of a layer that the study has again is the study's.
+    again = f"sotu/{make_run(root, 'full_softmax', digits='00000011').name}"
+    write_record(root, "full_softmax", [], [again])
+    ship.ship(study, kept)
+    found = StudyRecord.read(place)
+    assert found.runs == [again, run] and found.smoke == [smoke]
+    assert [layer["layer"] for layer in json.loads(place.read_text())["layers"]] == ["full_softmax", "sampled_softmax"]
+    # A damaged one is written anew.
+    place.write_text("{")
+    ship.ship(study, kept)
+    assert place.read_text() == (study / "study.json").read_text()
 
 
 def test_no_study_is_one_line(tmp_path, monkeypatch, capsys):
