@@ -208,7 +208,9 @@ _FLOPS = {
     _ATEN._embedding_bag_per_sample_weights_backward: _bag_slope_flops,
 }
 
-_UNTOUCHED = {_ATEN.empty, _ATEN.new_empty, _ATEN.empty_like, _ATEN.empty_strided, _ATEN._unsafe_view, _ATEN.detach}
+_UNTOUCHED = {
+    _ATEN.empty, _ATEN.new_empty, _ATEN.empty_like, _ATEN.empty_strided, _ATEN._unsafe_view, _ATEN.detach, _ATEN._nnz,
+}  # fmt: skip
 _FILLS = {
     _ATEN.new_zeros, _ATEN.zeros_like, _ATEN.zero_, _ATEN.new_ones, _ATEN.ones_like, _ATEN.new_full, _ATEN.full_like,
     _ATEN.fill_,

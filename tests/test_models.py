@@ -179,6 +179,7 @@ def test_bad_models_are_refused():
         (torch.tensor([0.6, 0.4]), r"counts are at most 0\.6.*: give how often words occur, not their shares"),
     ],
 )
+@pytest.mark.usefixtures("without_type_checks")
 def test_bad_counts_are_refused(counts, message):
     with pytest.raises(ValueError, match=message):
         check_counts(counts)

@@ -176,6 +176,7 @@ def test_the_example_in_the_docstring():
 
 
 @pytest.mark.parametrize("counts", [[3, 1], torch.tensor([3.0, -1.0]), torch.tensor([[3, 1]])])
+@pytest.mark.usefixtures("without_type_checks")
 def test_what_are_no_counts_is_refused_before_they_are_sorted(counts):
     with pytest.raises(ValueError, match="counts"):
         Permuted.from_counts(functools.partial(FullSoftmax, 16), counts)
