@@ -226,7 +226,7 @@ def test_distinct_draws_know_their_inclusion(noise):
 
 
 def test_more_distinct_draws_than_words_are_an_error():
-    with pytest.raises(ValueError, match="samples=8: more than the 7 words .* replacement=true"):
+    with pytest.raises(ValueError, match="samples=8: more than the 7 words .* lower samples, or draw with replacement"):
         DistinctNoise(COUNTS, "unigram", 1.0, 8)
 
 
